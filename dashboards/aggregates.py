@@ -1,0 +1,210 @@
+"""From a record's rows to the few numbers a layer that a dashboard draws, and their names.
+
+A layer's heads are reduced in float64. What is not known (null) is left out, never drawn as 0: a metric that no
+head knows has no value at all. A reading that is not finite is kept, and shows in every mean, least and largest
+value that it enters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from entropy_monitor.records import HEADS, LAYERS, Columns, Record
+
+Reduction = Literal["mean", "min", "max"]
+FloatArray = npt.NDArray[np.float64]
+
+PREFIX = "attention"
+
+HEAD_METRICS: dict[str, tuple[str, Reduction]] = {
+    "entropy_mean": ("entropy", "mean"),
+    "entropy_min": ("entropy", "min"),
+    "entropy_max": ("entropy", "max"),
+    "max_entropy": ("max_entropy", "mean"),
+    "floor_row": ("floor_row", "min"),
+    "floor_activation": ("floor_activation", "min"),
+    "floor_weights": ("floor_weights", "min"),
+    "floor_paper": ("floor_paper", "min"),
+    "sigma_qk_max": ("sigma_qk", "max"),
+    "max_logit": ("max_logit", "max"),
+}
+"""Metric of a layer's call: the column of `heads` it comes from, and how heads are reduced to it.
+
+Floors take the least over heads: no head of the layer can have less entropy than that.
+"""
+
+LAYER_METRICS: tuple[str, ...] = tuple(c.name for c in LAYERS.columns if c.nullable)
+"""Metrics of a layer that `layers` holds as they are: norms of its weights, gradients and updates."""
+
+OVERALL_METRICS: dict[str, Reduction] = {
+    "entropy_mean": "mean",
+    "entropy_min": "min",
+    "max_logit": "max",
+    "sigma_qk_max": "max",
+}
+"""Metrics of the whole model: how those of all layers and calls are reduced to one."""
+
+
+@dataclass(frozen=True)
+class LayerAggregate:
+    """What one attention call of one layer comes to in one record.
+
+    Attributes:
+        layer: qualified name of the layer.
+        index: its place in order of execution.
+        call: nth attention call of the layer within one forward, from 0.
+        heads: how many query heads the call has in this record.
+        values: metric to value; what is not known is not there.
+    """
+
+    layer: str
+    index: int
+    call: int
+    heads: int
+    values: dict[str, float]
+
+    @property
+    def tag(self) -> str:
+        """Where its metrics are shown, such as `attention/layer_03` or `attention/layer_03/call_1`."""
+        return layer_tag(self.index, self.call)
+
+
+def layer_tag(index: int, call: int = 0) -> str:
+    """The name that the metrics of a layer's call stand under; the first call has no suffix."""
+    tag = f"{PREFIX}/layer_{index:02d}"
+    return tag if call == 0 else f"{tag}/call_{call}"
+
+
+def aggregate_layers(record: Record) -> list[LayerAggregate]:
+    """Reduces the heads of each layer's call to its metrics, in order of layer and call.
+
+    Rows of `layers` go to the layer's first call; a layer with such a row and no heads has 0 heads.
+    """
+    values: dict[tuple[int, int], dict[str, float]] = {}
+    names: dict[tuple[int, int], str] = {}
+    counts: dict[tuple[int, int], int] = {}
+    heads = record.heads
+    if len(heads["head"]):
+        order, starts = _groups(heads)
+        sizes = np.diff(np.append(starts, len(order)))
+        reduced = {
+            metric: _reduce(_numbers(heads, column)[order], starts, how, HEADS[column].nullable)
+            for metric, (column, how) in HEAD_METRICS.items()
+        }
+        for group, first in enumerate(order[starts]):
+            key = int(heads["layer_index"][first]), int(heads["call"][first])
+            names[key] = str(heads["layer"][first])
+            counts[key] = int(sizes[group])
+            values[key] = {
+                metric: float(column[group])
+                for metric, column in reduced.items()
+                if not (HEADS[HEAD_METRICS[metric][0]].nullable and np.isnan(column[group]))
+            }
+    for row, index in enumerate(record.layers["layer_index"]):
+        key = int(index), 0
+        names.setdefault(key, str(record.layers["layer"][row]))
+        known = values.setdefault(key, {})
+        for metric in LAYER_METRICS:
+            value = float(record.layers[metric][row])
+            if not np.isnan(value):
+                known[metric] = value
+    return [
+        LayerAggregate(names[key], *key, counts.get(key, 0), values[key]) for key in sorted(values)
+    ]
+
+
+def aggregate_overall(layers: list[LayerAggregate]) -> dict[str, float]:
+    """Reduces the layers' metrics to those of the whole model; the mean weighs each head alike."""
+    overall: dict[str, float] = {}
+    for metric, how in OVERALL_METRICS.items():
+        known = [(a.values[metric], a.heads) for a in layers if metric in a.values]
+        if not known:
+            continue
+        numbers, weights = (np.array(x, dtype=np.float64) for x in zip(*known, strict=True))
+        if how == "mean":
+            overall[metric] = float(np.average(numbers, weights=weights))
+        else:
+            overall[metric] = float(numbers.min() if how == "min" else numbers.max())
+    return overall
+
+
+def metrics(layers: list[LayerAggregate]) -> dict[str, float]:
+    """All aggregates of a record under the names that dashboards show, such as `attention/all/entropy_min`."""
+    named = {f"{PREFIX}/all/{name}": value for name, value in aggregate_overall(layers).items()}
+    for layer in layers:
+        named.update({f"{layer.tag}/{name}": value for name, value in layer.values.items()})
+    return named
+
+
+def entropy_share(heads: Columns) -> FloatArray:
+    """Entropy of each row as a share of its largest possible value: 1 is uniform attention, 0 one key only.
+
+    Null (NaN) where rows see a single key, whose entropy can only be 0. Shape `[rows]`, float64.
+    """
+    most = _numbers(heads, "max_entropy")
+    share: FloatArray = np.full(len(most), np.nan)
+    np.divide(_numbers(heads, "entropy"), most, out=share, where=most > 0)
+    return share
+
+
+@dataclass(frozen=True)
+class ShareGrid:
+    """Entropy shares laid out as layers by heads.
+
+    Attributes:
+        share: `[layers and calls, heads]`, float64; NaN where a head is absent or its share is not known.
+        layers: the layer's index, one for each row of `share`; a layer called twice has two rows.
+    """
+
+    share: FloatArray
+    layers: tuple[int, ...]
+
+
+def share_grid(heads: Columns) -> ShareGrid:
+    """Lays the entropy shares of a record out by layer and call (rows) and head (columns)."""
+    if not len(heads["head"]):
+        return ShareGrid(np.empty((0, 0)), ())
+    order, starts = _groups(heads)
+    column = np.asarray(heads["head"], dtype=np.int64)
+    row = np.empty(len(order), dtype=np.int64)
+    row[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(order))))
+    grid = np.full((len(starts), int(column.max()) + 1), np.nan)
+    grid[row, column] = entropy_share(heads)
+    indices = np.asarray(heads["layer_index"])[order[starts]]
+    return ShareGrid(grid, tuple(int(i) for i in indices))
+
+
+def _numbers(table: Columns, column: str) -> FloatArray:
+    return np.asarray(table[column], dtype=np.float64)
+
+
+def _groups(heads: Columns) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Row order that puts the heads of a call together, and where in it each call starts."""
+    index, call = np.asarray(heads["layer_index"]), np.asarray(heads["call"])
+    order = np.lexsort((np.asarray(heads["head"]), call, index))
+    changed = (np.diff(index[order]) != 0) | (np.diff(call[order]) != 0)
+    return order, np.append(0, np.flatnonzero(changed) + 1)
+
+
+def _reduce(
+    values: FloatArray, starts: npt.NDArray[np.intp], how: Reduction, nullable: bool
+) -> FloatArray:
+    """Reduces each group; NaN is skipped where it means null, and carried on where it is a reading."""
+    if how == "mean":
+        counted = ~np.isnan(values) if nullable else np.ones(len(values), dtype=bool)
+        total = np.add.reduceat(np.where(counted, values, 0.0), starts)
+        count = np.add.reduceat(counted.astype(np.float64), starts)
+        mean: FloatArray = np.full(len(total), np.nan)
+        return np.divide(total, count, out=mean, where=count > 0)
+    pick: dict[tuple[str, bool], Callable[..., FloatArray]] = {
+        ("min", True): np.fmin.reduceat,
+        ("min", False): np.minimum.reduceat,
+        ("max", True): np.fmax.reduceat,
+        ("max", False): np.maximum.reduceat,
+    }
+    return pick[how, nullable](values, starts)

@@ -1,0 +1,34 @@
+"""The alerts of a run so far, as a logger needs them: how many are open, and which one just got worse."""
+
+from __future__ import annotations
+
+from entropy_monitor.records import Alert, AlertEvent, Severity
+
+RANK: dict[Severity, int] = {"info": 0, "warning": 1, "severe": 2}
+"""Severities in order."""
+
+
+class AlertBook:
+    """Keeps the latest state of each alert, in order of opening."""
+
+    def __init__(self) -> None:
+        self._alerts: dict[str, Alert] = {}
+
+    def update(self, event: AlertEvent) -> bool:
+        """Takes an event in, and says whether a person should be told: it is new and open, or its severity rose."""
+        alert = event.alert
+        before = self._alerts.get(alert.id)
+        self._alerts[alert.id] = alert
+        if event.event == "closed" or alert.closed is not None:
+            return False
+        return before is None or RANK[alert.severity] > RANK[before.severity]
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """Every alert, in its latest state, the first opened first."""
+        return sorted(self._alerts.values(), key=lambda alert: alert.opened)
+
+    @property
+    def open(self) -> int:
+        """How many alerts are open."""
+        return sum(alert.closed is None for alert in self._alerts.values())

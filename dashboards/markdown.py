@@ -1,0 +1,51 @@
+"""Tables in markdown: which layer an index stands for, and the alerts of a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from entropy_monitor.records import Alert
+
+MOST_ALERTS = 200
+"""Rows of the alert table: the table is written anew at each change, so it must not grow for ever."""
+
+_SPECIAL = re.compile(r"[^\w\s.,:;()/=+%-]|_")
+
+
+def escape(text: str) -> str:
+    """Text that markdown shows as it is, on one line: markup in it becomes character references."""
+    return _SPECIAL.sub(lambda match: f"&#{ord(match.group())};", " ".join(text.split()))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A markdown table of escaped cells."""
+    lines = [header, ["---"] * len(header), *([escape(str(cell)) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def layer_table(layers: Mapping[int, str]) -> str:
+    """Index and qualified name of each layer."""
+    return table(("index", "layer"), sorted(layers.items()))
+
+
+def alert_table(alerts: Sequence[Alert]) -> str:
+    """A row for each alert, the newest first; beyond `MOST_ALERTS`, the oldest are only counted."""
+    shown = list(reversed(alerts))[:MOST_ALERTS]
+    text = table(
+        ("opened", "closed", "severity", "layer", "heads", "what", "what to do"),
+        (
+            (
+                alert.opened,
+                "open" if alert.closed is None else alert.closed,
+                alert.severity,
+                alert.layer or "whole run",
+                ", ".join(map(str, alert.heads)) or "-",
+                f"{alert.title}: {alert.message}",
+                alert.advice,
+            )
+            for alert in shown
+        ),
+    )
+    hidden = len(alerts) - len(shown)
+    return text if hidden == 0 else f"{text}\n\nand {hidden} older alerts"

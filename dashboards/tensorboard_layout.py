@@ -1,0 +1,64 @@
+"""The charts of TensorBoard's Custom Scalars tab: which tags stand together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from entropy_monitor.dashboards.aggregates import PREFIX
+
+GROUP = 16
+"""Layers in one foldable category: TensorBoard draws an open category only, so that deep models stay usable."""
+
+Layout = dict[str, dict[str, tuple[str, list[str]]]]
+"""Category to chart to (`Margin` or `Multiline`, tags); a `Multiline` tag is a regular expression."""
+
+_FLOORS = ("floor_row", "floor_activation", "floor_weights")
+_ACROSS = {
+    "largest logit": "max_logit",
+    "spectral norm of W_K W_Q": "sigma_qk_max",
+    "largest gradient": "grad_linf",
+    "spectral norm of the update": "update_sigma",
+}
+
+
+def layout(tags: Iterable[str]) -> Layout:
+    """Charts for the calls that stand under `tags`, such as `attention/layer_03`, in that order.
+
+    The whole model first; then, in groups of `GROUP` calls, the mean entropy between its least and largest head
+    (margin charts) and the least entropy beside what it may fall to (floors) and rise to (its maximum).
+    """
+    calls = list(tags)
+    charts: Layout = {
+        "Whole model": {
+            "entropy, mean and least head": (
+                "Multiline",
+                [_exactly(f"{PREFIX}/all/{name}") for name in ("entropy_mean", "entropy_min")],
+            ),
+            "open alerts": ("Multiline", [_exactly(f"{PREFIX}/open_alerts")]),
+        },
+        "What drives entropy, all layers": {
+            title: ("Multiline", [rf"^{PREFIX}/layer_\d+(/call_\d+)?/{metric}$"])
+            for title, metric in _ACROSS.items()
+        },
+    }
+    for start in range(0, len(calls), GROUP):
+        group = calls[start : start + GROUP]
+        names = [tag.removeprefix(f"{PREFIX}/").replace("/", " ") for tag in group]
+        span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        charts[f"Entropy: mean, least and largest head, {span}"] = {
+            name: ("Margin", [f"{tag}/entropy_{part}" for part in ("mean", "min", "max")])
+            for name, tag in zip(names, group, strict=True)
+        }
+        charts[f"Entropy and its floors, {span}"] = {
+            name: (
+                "Multiline",
+                [_exactly(f"{tag}/{m}") for m in ("entropy_min", *_FLOORS, "max_entropy")],
+            )
+            for name, tag in zip(names, group, strict=True)
+        }
+    return charts
+
+
+def _exactly(tag: str) -> str:
+    return f"^{re.escape(tag)}$"

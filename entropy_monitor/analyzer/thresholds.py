@@ -1,0 +1,149 @@
+"""Every number that decides whether an alert is raised, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from entropy_monitor.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as ill. Shares are entropy / max_entropy, in [0, 1]; a *record* is one measured step.
+
+    The defaults were set on Vision Transformers trained on handwritten digits (6 layers, 4 heads, measured
+    every 10 steps), on runs sound and ill, and checked on other seeds. Counts of records scale with the
+    monitor's `every`: a detector that waits 2 records waits 20 steps at `every=10`.
+
+    Raises:
+        ConfigurationError: a value lies outside its range, or two values contradict each other.
+    """
+
+    open_after: int = 2
+    """Consecutive records a head must look ill before it counts: one odd batch raises nothing."""
+
+    close_after: int = 3
+    """Consecutive records a head must look well again before it no longer counts."""
+
+    min_max_entropy: float = 0.5
+    """Nats. Heads whose rows see fewer keys than this allows (exp(0.5) = 1.6) are not judged: with one key
+    the entropy is 0 by definition."""
+
+    collapse_share: float = 0.10
+    """At or below this share of its maximum a head's entropy counts as low. Whole layers of sound runs were
+    seen at .15 and single heads at .04; layers of collapsing runs pass .10 within 5 to 15 records."""
+
+    collapse_drop: float = 3.0
+    """How many times lower than its own recent high a head must be. Heads that were always sharp, such as
+    pretrained ones that look at the previous token, never fell and stay silent."""
+
+    collapse_memory: int = 50
+    """Records over which the recent high is forgotten: what sharpens much more slowly than this counts as
+    learning, until it reaches `collapse_bottom`."""
+
+    collapse_bottom: float = 0.02
+    """At or below this share a head that was ever above `collapse_share * collapse_drop` counts as collapsed
+    however slowly it came there: attention is all but one-hot."""
+
+    collapse_layer_fraction: float = 0.5
+    """Fraction of a layer's heads that must be low. Sharp single heads are common in sound models, a sharp
+    half of a layer is not. The alert closes below half of this fraction."""
+
+    collapse_early_share: float = 0.25
+    """Share that is low enough when, besides, the logits are past `collapse_early_logit` and the loss has not
+    improved: the same fall with a falling loss is how sound runs learn."""
+
+    collapse_early_logit: float = 50.0
+    """Largest logit that makes an early collapse credible. At 50 a lead of one logit in ten decides a row."""
+
+    collapse_release_share: float = 0.30
+    """Above this share a head counts as recovered."""
+
+    stalled_loss: float = 0.05
+    """The loss counts as not improved while it has lost less than this fraction of its first value."""
+
+    logit_level: float = 200.0
+    """Largest logit that counts as exploded. Sound digits runs were seen at up to 135, ill ones at 460 by step
+    80. In bfloat16 neighbouring numbers above 128 lie 1 apart: attention weights are off by up to e^0.5."""
+
+    logit_growth: float = 10.0
+    """How many times the head's own first value (at least 1) the largest logit must be: models with large
+    biases start high and are sound."""
+
+    logit_severe: float = 1000.0
+    """Largest logit from which the alert is severe: softmax is one-hot, its gradient vanishes, and bfloat16
+    steps are 8 apart."""
+
+    uniform_share: float = 0.98
+    """At or above this share attention counts as uniform: a plain average of the values."""
+
+    uniform_layer_fraction: float = 0.5
+    """Fraction of the layers whose every head must be uniform."""
+
+    uniform_records: int = 30
+    """Records that attention must be uniform and the loss flat. All attention starts uniform: a sound run was
+    seen to stay so for 20 records before it learnt."""
+
+    uniform_steps: int = 300
+    """Training steps that must pass besides, so that measuring every step does not shorten the patience."""
+
+    uniform_loss_gain: float = 0.02
+    """A fall of the smoothed loss by this fraction counts as movement and starts the count afresh."""
+
+    fault_tolerance: float = 1e-3
+    """Fraction of max_entropy, and nats, by which entropy may lie below a true floor before the capture is
+    called wrong: float32 rounding of both is some 1e-5."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigurationError(
+                    f"Thresholds.{name} must lie in [{low:g}, {high:g}], not {value!r}"
+                )
+        for lower, upper in _ORDER:
+            if not getattr(self, lower) < getattr(self, upper):
+                raise ConfigurationError(
+                    f"Thresholds.{lower} ({getattr(self, lower)!r}) must be below "
+                    f"Thresholds.{upper} ({getattr(self, upper)!r})"
+                )
+        for field in dataclasses.fields(self):
+            if field.type == "int" and not isinstance(getattr(self, field.name), int):
+                raise ConfigurationError(
+                    f"Thresholds.{field.name} must be a whole number, "
+                    f"not {getattr(self, field.name)!r}"
+                )
+
+
+_INF = float("inf")
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("open_after", 1, _INF),
+    ("close_after", 1, _INF),
+    ("min_max_entropy", 0.0, _INF),
+    ("collapse_share", 0.0, 1.0),
+    ("collapse_drop", 1.0, _INF),
+    ("collapse_memory", 1, _INF),
+    ("collapse_bottom", 0.0, 1.0),
+    ("collapse_layer_fraction", 0.0, 1.0),
+    ("collapse_early_share", 0.0, 1.0),
+    ("collapse_early_logit", 0.0, _INF),
+    ("collapse_release_share", 0.0, 1.0),
+    ("stalled_loss", 0.0, 1.0),
+    ("logit_level", 0.0, _INF),
+    ("logit_growth", 1.0, _INF),
+    ("logit_severe", 0.0, _INF),
+    ("uniform_share", 0.0, 1.0),
+    ("uniform_layer_fraction", 0.0, 1.0),
+    ("uniform_records", 1, _INF),
+    ("uniform_steps", 0, _INF),
+    ("uniform_loss_gain", 0.0, 1.0),
+    ("fault_tolerance", 0.0, 1.0),
+)
+_ORDER = (
+    ("collapse_bottom", "collapse_share"),
+    ("collapse_share", "collapse_early_share"),
+    ("collapse_early_share", "collapse_release_share"),
+    ("collapse_release_share", "uniform_share"),
+    ("logit_level", "logit_severe"),
+)

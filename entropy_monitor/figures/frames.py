@@ -1,0 +1,210 @@
+"""What the figures draw, computed from a run's tables: pandas in, pandas out, no drawing.
+
+Units are those of `entropy_monitor.records`: entropies in nats, steps as integers. What is not
+finite is left out of means and extremes, and `broken_steps` says where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from entropy_monitor.errors import ConfigurationError
+from entropy_monitor.records import HEADS, LAYERS
+
+SHARE = "entropy_share"
+"""Name of the derived column entropy / max_entropy: 1 is uniform attention, 0 a single key."""
+
+MOST_LAYERS = 8
+"""How many layers a figure shows unless it is told which: more lines cannot be told apart."""
+
+_SMOOTHED_FROM = 100
+"""Values from which a loss is drawn with its running mean; fewer are readable as they are."""
+
+
+class RunTables(Protocol):
+    """What figures and reports read of a run; `entropy_monitor.load_run` returns one.
+
+    The tables have the columns of `entropy_monitor.records`; `alerts` has one row per alert, the
+    fields of `records.Alert`.
+    """
+
+    @property
+    def name(self) -> str:
+        """The run's name, for titles."""
+
+    @property
+    def path(self) -> Path:
+        """The run's directory."""
+
+    @property
+    def heads(self) -> pd.DataFrame:
+        """The `heads` table."""
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """The `layers` table."""
+
+    @property
+    def scalars(self) -> pd.DataFrame:
+        """The `scalars` table."""
+
+    @property
+    def alerts(self) -> pd.DataFrame:
+        """One row per alert, in its last state."""
+
+    @property
+    def info(self) -> Any:
+        """What ran: model, options, versions."""
+
+    @property
+    def plan(self) -> Any:
+        """Per layer, what is measured and how."""
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What could not be read, in words."""
+
+
+def finite(values: pd.Series) -> pd.Series:
+    """`values` in float64, with NaN for whatever is not finite or not a number."""
+    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    return numbers.where(np.isfinite(numbers))
+
+
+def layer_names(table: pd.DataFrame) -> list[str]:
+    """The layers of a table in order of execution."""
+    if table.empty:
+        return []
+    order = table.drop_duplicates("layer")[["layer", "layer_index"]]
+    return [str(name) for name in order.sort_values(["layer_index", "layer"])["layer"]]
+
+
+def with_share(heads: pd.DataFrame) -> pd.DataFrame:
+    """`heads` with `entropy_share`: null where rows see one key only and have none to lose."""
+    maximum = finite(heads["max_entropy"])
+    return heads.assign(**{SHARE: finite(heads["entropy"]) / maximum.where(maximum > 0)})
+
+
+def column_of(run: RunTables, column: str) -> pd.DataFrame:
+    """The key columns of the table that holds a numeric column, `heads` first, and its `value`.
+
+    Raises:
+        ConfigurationError: no table has a numeric column of that name.
+    """
+    keys = {*HEADS.key, *LAYERS.key, "layer_index"}
+    for spec, table in ((HEADS, run.heads), (LAYERS, run.layers)):
+        numeric = {c.name for c in spec.columns if c.dtype != "str"} - keys
+        if spec is HEADS and column == SHARE:
+            return _valued(with_share(table), SHARE)
+        if column in numeric:
+            return _valued(table, column)
+    known = [c.name for s in (HEADS, LAYERS) for c in s.columns if c.dtype != "str"]
+    names = ", ".join(dict.fromkeys([SHARE, *(name for name in known if name not in keys)]))
+    raise ConfigurationError(f"column is {column!r}; a figure can show one of {names}")
+
+
+def _valued(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    kept = [c for c in ("step", "layer", "layer_index", "call", "head") if c in table.columns]
+    return table[kept].assign(value=finite(table[column]))
+
+
+def choose_layers(table: pd.DataFrame, layers: Iterable[str] | None) -> tuple[list[str], str]:
+    """Which layers to draw, and a note for the reader where that is not all of them.
+
+    Args:
+        table: a table with `step`, `layer`, `layer_index` and `value`.
+        layers: names, or None for all; of more than `MOST_LAYERS`, evenly spaced ones and the layer
+            with the lowest value, so that what went wrong is in the picture.
+
+    Raises:
+        ConfigurationError: a name is not a layer of the table.
+    """
+    known = layer_names(table)
+    if layers is not None:
+        wanted = [layers] if isinstance(layers, str) else list(layers)
+        for name in wanted:
+            if known and name not in known:
+                raise ConfigurationError(f"layer is {name!r}; this run has {listed(known)}")
+        return [name for name in wanted if name in known], ""
+    if len(known) <= MOST_LAYERS:
+        return known, ""
+    places = np.linspace(0, len(known) - 1, MOST_LAYERS).round().astype(int).tolist()
+    note = f"{MOST_LAYERS} of {len(known)} layers, evenly spaced"
+    values = table["value"]
+    if values.notna().any():
+        lowest = known.index(str(table["layer"].iloc[int(np.nanargmin(values.to_numpy()))]))
+        if lowest not in places:
+            nearest = min(range(len(places)), key=lambda i: abs(places[i] - lowest))
+            places[nearest] = lowest
+            note += ", and the one with the lowest value"
+    return [known[i] for i in sorted(places)], note
+
+
+def curves(table: pd.DataFrame, layers: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Per layer, by step: `mean`, `min` and `max` of `value` over heads and calls."""
+    chosen = table[table["layer"].isin(list(layers))]
+    if chosen.empty:
+        return {}
+    grouped = chosen.groupby(["layer", "step"], observed=True)["value"].agg(["mean", "min", "max"])
+    parts = {str(name): part for name, part in grouped.groupby(level="layer", observed=True)}
+    return {name: parts[name].droplevel("layer") for name in layers if name in parts}
+
+
+def head_series(heads: pd.DataFrame, layer: str, head: int, call: int) -> pd.DataFrame:
+    """The rows of one query head, indexed by step.
+
+    Raises:
+        ConfigurationError: the table has rows, and none of that layer, head and call.
+    """
+    rows = heads[(heads["layer"] == layer) & (heads["head"] == head) & (heads["call"] == call)]
+    if rows.empty and not heads.empty:
+        known = layer_names(heads)
+        if layer not in known:
+            raise ConfigurationError(f"layer is {layer!r}; this run has {listed(known)}")
+        pairs = heads.loc[heads["layer"] == layer, ["head", "call"]].drop_duplicates()
+        raise ConfigurationError(
+            f"layer {layer!r} has no head {head} in call {call}; it has heads "
+            f"{_span(pairs['head'])} in calls {_span(pairs['call'])}"
+        )
+    return rows.set_index("step").sort_index()
+
+
+def scalar(run: RunTables, name: str = "loss") -> pd.Series:
+    """One scalar by step, as recorded: what is not finite is kept."""
+    rows = run.scalars[run.scalars["name"] == name]
+    series = pd.Series(rows["value"].to_numpy(dtype="float64"), index=rows["step"].to_numpy())
+    return series[~series.index.duplicated(keep="last")].sort_index()
+
+
+def smooth(series: pd.Series) -> tuple[pd.Series, int]:
+    """A centred running mean over about 2 % of the values, and its window: 1 is the series."""
+    if len(series) < _SMOOTHED_FROM:
+        return finite(series), 1
+    window = max(3, len(series) // 50) | 1
+    values = finite(series)
+    mean = values.rolling(window, center=True, min_periods=1).mean()
+    return mean.where(values.notna()), window
+
+
+def broken_steps(table: pd.DataFrame, column: str) -> list[int]:
+    """Steps at which a column that is never null held NaN or infinity."""
+    if table.empty:
+        return []
+    values = pd.to_numeric(table[column], errors="coerce").astype("float64")
+    return sorted({int(step) for step in table.loc[~np.isfinite(values), "step"]})
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names in a sentence, cut after a few."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _span(values: pd.Series) -> str:
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low} to {high}"

@@ -1,0 +1,167 @@
+"""Pictures of many values at once: layers and heads over training, one attention map."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.colors import LogNorm, Normalize
+
+from entropy_monitor.figures import style
+from entropy_monitor.figures.frames import SHARE, RunTables, column_of, layer_names
+from entropy_monitor.figures.lines import NOTHING, plain_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_ROWS = 256
+"""Rows from which one row per layer is drawn: below two pixels a head cannot be seen."""
+
+_MOST_COLUMNS = 600
+_MOST_LABELS = 24
+
+
+def heatmap(run: RunTables, column: str = SHARE, *, ax: Axes | None = None) -> Axes:
+    """One column of the tables as colour: every head of every layer a row, steps as columns.
+
+    With more than 256 rows a layer is one row: the lowest value of its heads for entropies and
+    floors, the largest for everything else.
+
+    Args:
+        run: a run as `load_run` returns it.
+        column: `entropy_share` (entropy over its maximum: dark is sharp), or a numeric column of
+            `heads` or `layers`.
+        ax: where to draw; None makes a figure, the axes' `figure`.
+
+    Raises:
+        ConfigurationError: no table has that column.
+    """
+    table = column_of(run, column)
+    low_is_bad = column == SHARE or "entropy" in column or column.startswith("floor")
+    grid, remark = _grid(table, low_is_bad=low_is_bad)
+    height = min(9.0, max(2.4, 1.1 + 0.12 * len(grid)))
+    ax = style.axes_on(ax, 8.6, height)
+    ax.set_facecolor(style.NOT_KNOWN)
+    if grid.empty or not grid.notna().to_numpy().any():
+        style.say(ax, NOTHING if grid.empty else f"{column} is not known in this run")
+    else:
+        _paint(ax, grid, column)
+    style.dress(ax, plain_title(run, f"{_label(column)} of every head"), "layer, heads from 0 down")
+    style.note(ax, remark)
+    ax.grid(visible=False)
+    style.integer_steps(ax)
+    return ax
+
+
+def attention_map(values: Any, ax: Axes | None = None) -> Axes:
+    """One head's attention map, queries down and keys across, the largest weight of each brightest.
+
+    Args:
+        values: rows of weights `[Tq, Tk]`, as an alert's `evidence["map"]` holds them.
+        ax: where to draw; None makes a figure, the axes' `figure`.
+
+    Raises:
+        ValueError: `values` is not a matrix of numbers.
+    """
+    matrix = np.asarray([list(row) for row in values], dtype=np.float64)
+    if matrix.ndim != 2 or not matrix.size:
+        raise ValueError(
+            f"an attention map is a matrix of numbers; this one has shape {matrix.shape}"
+        )
+    ax = style.axes_on(ax, 2.9, 2.6)
+    shown = np.ma.masked_invalid(matrix)
+    top = float(shown.max()) if shown.count() else 1.0
+    image = ax.imshow(
+        shown, cmap="cividis", norm=Normalize(0.0, top or 1.0), interpolation="nearest"
+    )
+    style.dress(ax, "attention map", "query", xlabel="key")
+    ax.grid(visible=False)
+    _colour_bar(ax, image, "weight")
+    return ax
+
+
+def _grid(table: pd.DataFrame, *, low_is_bad: bool) -> tuple[pd.DataFrame, str]:
+    """A row per (layer, call, head) in order of execution, a column per step; and a remark."""
+    if table.empty:
+        return pd.DataFrame(), ""
+    rank = {name: i for i, name in enumerate(layer_names(table))}
+    keys = pd.DataFrame(
+        {
+            "rank": table["layer"].map(rank).astype("int64"),
+            "call": table["call"] if "call" in table.columns else 0,
+            "head": table["head"] if "head" in table.columns else 0,
+            "step": table["step"],
+            "value": table["value"],
+        }
+    )
+    remarks = []
+    how = "min" if low_is_bad else "max"
+    rows = ["rank", "call", "head"]
+    if len(keys[rows].drop_duplicates()) > _MOST_ROWS:
+        rows = ["rank"]
+        remarks.append(f"a row per layer: its {'lowest' if low_is_bad else 'largest'} head")
+    steps = np.unique(keys["step"].to_numpy())
+    stride = -(-len(steps) // _MOST_COLUMNS)
+    if stride > 1:
+        keys = keys[keys["step"].isin(steps[::stride])]
+        remarks.append(f"every {stride}th measured step")
+    grid = keys.groupby([*rows, "step"])["value"].agg(how).unstack("step")
+    names = list(rank)
+    ranks = grid.index.get_level_values("rank")
+    grid.index = pd.Index([names[i] for i in ranks], name="layer")
+    return grid, "; ".join(remarks)
+
+
+def _paint(ax: Axes, grid: pd.DataFrame, column: str) -> None:
+    values = np.ma.masked_invalid(grid.to_numpy(dtype=np.float64))
+    mesh = ax.pcolormesh(
+        _edges(grid.columns.to_numpy(dtype=np.float64)),
+        np.arange(len(grid) + 1, dtype=np.float64),
+        values,
+        cmap=colormaps["viridis"],
+        norm=_norm(values, column),
+        rasterized=True,
+    )
+    ax.set_ylim(len(grid), 0)
+    names = grid.index.to_numpy()
+    starts = np.flatnonzero(np.concatenate([[True], names[1:] != names[:-1]]))
+    ends = np.append(starts[1:], len(grid))
+    every = -(-len(starts) // _MOST_LABELS)
+    ax.set_yticks(
+        (starts + ends)[::every] / 2, style.short([str(n) for n in names[starts[::every]]])
+    )
+    ax.tick_params(axis="y", length=0)
+    if len(starts) <= _MOST_LABELS and len(grid) > len(starts):
+        ax.hlines(starts[1:], *ax.get_xlim(), color="white", linewidth=1.2)
+    _colour_bar(ax, mesh, _label(column))
+
+
+def _norm(values: np.ma.MaskedArray[Any, Any], column: str) -> Normalize:
+    low, high = float(values.min()), float(values.max())
+    if column == SHARE:
+        return Normalize(0.0, 1.0)
+    if column.startswith(("sigma", "grad", "update_sigma")) and 0 < low < high:
+        return LogNorm(low, high)
+    return Normalize(low, high if high > low else low + 1.0)
+
+
+def _edges(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Borders half-way between steps, so that an uneven schedule is drawn to scale."""
+    if len(steps) == 1:
+        return np.array([steps[0] - 0.5, steps[0] + 0.5])
+    middle = (steps[1:] + steps[:-1]) / 2
+    return np.concatenate([[2 * steps[0] - middle[0]], middle, [2 * steps[-1] - middle[-1]]])
+
+
+def _colour_bar(ax: Axes, mappable: Any, label: str) -> None:
+    bar = ax.figure.colorbar(mappable, ax=ax, pad=0.02)
+    bar.set_label(label, fontsize=8, color=style.INK)
+    bar.ax.tick_params(labelsize=8, colors=style.INK)
+    bar.outline.set_visible(False)
+
+
+def _label(column: str) -> str:
+    return "entropy / maximum" if column == SHARE else column

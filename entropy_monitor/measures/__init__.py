@@ -1,0 +1,64 @@
+"""What is measured: pure functions from tensors to tensors, without model and without I/O.
+
+Entropies are in nats. Functions compute in float32, in float64 where an input is float64, with
+autocast off and without gradients.
+"""
+
+from __future__ import annotations
+
+from entropy_monitor.measures.bounds import (
+    critical_sigma,
+    entropy_lower_bound,
+    minimising_logits,
+)
+from entropy_monitor.measures.floors import (
+    ROUNDING_TOLERANCE,
+    floor_activation,
+    floor_paper,
+    floor_row,
+    floor_weights,
+)
+from entropy_monitor.measures.masks import hidden
+from entropy_monitor.measures.rows import (
+    RowStatistics,
+    attention_entropy,
+    attention_map,
+    entropy_from_maps,
+    row_statistics,
+    row_statistics_from_logits,
+)
+from entropy_monitor.measures.sampling import systematic_rows, systematic_standard_error
+from entropy_monitor.measures.spectral import (
+    largest_singular_value,
+    sigma_qk,
+    spectral_entropy,
+    spectral_norm,
+    spectral_norm_bound,
+    update_spectral_norm_bound,
+)
+
+__all__ = [
+    "ROUNDING_TOLERANCE",
+    "RowStatistics",
+    "attention_entropy",
+    "attention_map",
+    "critical_sigma",
+    "entropy_from_maps",
+    "entropy_lower_bound",
+    "floor_activation",
+    "floor_paper",
+    "floor_row",
+    "floor_weights",
+    "hidden",
+    "largest_singular_value",
+    "minimising_logits",
+    "row_statistics",
+    "row_statistics_from_logits",
+    "sigma_qk",
+    "spectral_entropy",
+    "spectral_norm",
+    "spectral_norm_bound",
+    "systematic_rows",
+    "systematic_standard_error",
+    "update_spectral_norm_bound",
+]

@@ -1,0 +1,156 @@
+"""Attention logits of some query rows, a block at a time, exactly as the softmax is about to see them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from entropy_monitor.errors import ConfigurationError
+from entropy_monitor.measures import masks
+from entropy_monitor.measures._blocks import blocks
+from entropy_monitor.measures._precision import working_dtype
+
+_TEMPORARIES = 8  # of a logit's size, live at once while one block is made and reduced
+
+
+class Block(NamedTuple):
+    """Logits of some sequences, query heads and rows.
+
+    `hidden` (True = the softmax does not see this key) and `bias` (the additive mask) keep
+    broadcast dimensions; None means that nothing is hidden, or nothing added. Hidden logits are
+    -inf.
+    """
+
+    place: tuple[slice, slice, slice]
+    logits: Tensor
+    hidden: Tensor | None
+    bias: Tensor | None
+
+
+def logit_blocks(
+    q: Tensor,
+    k: Tensor,
+    *,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    softcap: float | None,
+    rows: Tensor | None,
+    max_bytes: int,
+) -> Iterator[Block]:
+    """Yield `cap(scale · q kᵀ) + mask` for the chosen rows; arguments as in `row_statistics`."""
+    check_operands(q, k, scale, softcap, rows)
+    B, H, Tq, D = q.shape
+    Hk, Tk = k.shape[1], k.shape[2]
+    dtype = working_dtype(q, k)
+    size = dtype.itemsize
+    scale = D**-0.5 if scale is None else scale
+    two_valued = None
+    if mask is not None:
+        mask = masks.as_four_dimensions(mask, (B, H, Tq, Tk))
+        if mask.dtype != torch.bool:
+            two_valued = masks.is_two_valued(mask, max_bytes)
+    R = Tq if rows is None else rows.shape[0]
+    group = H // Hk
+    for place in blocks(
+        B,
+        H,
+        R,
+        group=group,
+        row_bytes=max(1, size * (_TEMPORARIES * Tk + 2 * D)),
+        head_bytes=min(size * Tk * D, max_bytes // 4),
+        max_bytes=max_bytes,
+    ):
+        b, h, r = place
+        chosen = r if rows is None else rows[r]
+        heads = slice(h.start // group, (h.stop - 1) // group + 1)
+        q_block = q[b, h]
+        q_block = (
+            q_block[:, :, chosen] if isinstance(chosen, slice) else q_block.index_select(2, chosen)
+        )
+        logits = _product(q_block.to(dtype) * scale, k[b, heads], max_bytes // 4)
+        if softcap is not None:
+            logits = logits.div_(softcap).tanh_().mul_(softcap)
+        hidden: Tensor | None = None
+        bias: Tensor | None = None
+        if mask is not None:
+            part = masks.cut(mask, b, h, chosen)
+            hidden = masks.hidden(part, two_valued)
+            if part.dtype != torch.bool:
+                bias = part.to(dtype)
+                logits.add_(bias)
+        if is_causal:
+            future = _future(chosen, Tk, q.device)
+            hidden = future if hidden is None else hidden | future
+        if hidden is not None:
+            logits.masked_fill_(hidden, -math.inf)
+        yield Block(place, logits, hidden, bias)
+
+
+def _product(q: Tensor, k: Tensor, max_bytes: int) -> Tensor:
+    """`q [b, h, r, D] · k [b, g, Tk, D]ᵀ` in q's dtype, each key head serving h / g query heads unrepeated."""
+    b, h, r, D = q.shape
+    g, Tk = k.shape[1], k.shape[2]
+    q = q.reshape(b * g, h // g * r, D)
+    # Keys are cast up piece by piece: at 100k keys their float32 copy would be the largest
+    # temporary.
+    step = max(1, max_bytes // max(1, b * g * D * q.element_size()))
+    if step >= Tk:
+        logits = torch.bmm(q, k.to(q.dtype).reshape(b * g, Tk, D).transpose(1, 2))
+    else:
+        logits = q.new_empty(b * g, h // g * r, Tk)
+        for t in range(0, Tk, step):
+            piece = k[:, :, t : t + step].to(q.dtype).reshape(b * g, -1, D)
+            logits[:, :, t : t + step] = torch.bmm(q, piece.transpose(1, 2))
+    return logits.view(b, h, r, Tk)
+
+
+def _future(rows: slice | Tensor, Tk: int, device: torch.device) -> Tensor:
+    """`[1, 1, r, Tk]`: keys behind the diagonal, which starts at the upper left as in SDPA."""
+    if isinstance(rows, slice):
+        rows = torch.arange(rows.start, rows.stop, device=device)
+    keys = torch.arange(Tk, device=device)
+    return (keys > rows.to(device)[:, None])[None, None]
+
+
+def check_operands(
+    q: Tensor, k: Tensor, scale: float | None, softcap: float | None, rows: Tensor | None
+) -> None:
+    """Raise `ConfigurationError` for operands that no attention could have been called with."""
+    if q.dim() != 4 or k.dim() != 4:
+        raise ConfigurationError(
+            f"q and k must be [batch, heads, tokens, head size], got {tuple(q.shape)} and "
+            f"{tuple(k.shape)}; add the missing dimensions with unsqueeze"
+        )
+    if not (q.dtype.is_floating_point and k.dtype.is_floating_point):
+        raise ConfigurationError(f"q and k must be floating, got {q.dtype} and {k.dtype}")
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ConfigurationError(
+            f"q and k must agree in batch and head size, got {tuple(q.shape)} and {tuple(k.shape)}; "
+            f"expand the broadcast dimension first"
+        )
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ConfigurationError(
+            f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads evenly; "
+            f"the number of query heads must be a multiple of the number of key heads"
+        )
+    if scale is not None and not math.isfinite(scale):
+        raise ConfigurationError(f"scale must be finite, got {scale}")
+    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+        raise ConfigurationError(
+            f"softcap must be positive and finite, got {softcap}; pass None for no soft-cap"
+        )
+    check_rows(rows)
+
+
+def check_rows(rows: Tensor | None) -> None:
+    """Raise `ConfigurationError` unless `rows` is None or a vector of integers."""
+    if rows is not None and (rows.dim() != 1 or rows.dtype not in (torch.int64, torch.int32)):
+        raise ConfigurationError(
+            f"rows must be a one-dimensional int64 tensor of query rows, got {rows.dtype} of shape "
+            f"{tuple(rows.shape)}; systematic_rows makes one"
+        )

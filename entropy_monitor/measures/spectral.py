@@ -1,0 +1,239 @@
+"""Spectral norms of weights and activations, exact or as certified upper bounds that never wait for the device.
+
+Matrices are `[..., m, n]`. Everything is computed in float32 (float64 for float64 inputs), whatever
+autocast says, without gradients. A matrix that holds NaN or inf has norm NaN; nothing raises for
+it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from entropy_monitor.errors import ConfigurationError
+from entropy_monitor.measures._gram import gram, power_bound, scaled
+from entropy_monitor.measures._precision import exact, matmul_roundoff, working_dtype
+
+_SQUARINGS = 6
+_JITTER = 8.0  # roundings of a Gram matrix, in units of roundoff · trace
+
+
+@torch.no_grad()
+def spectral_norm(w: Tensor) -> Tensor:
+    """Largest singular value, from the eigenvalues of the smaller Gram matrix.
+
+    Relative error below 1e-5 in float32, kept to the upper side: the result is not below the true
+    norm. Waits for the device on accelerators; `largest_singular_value` does not.
+
+    Args:
+        w: `[..., m, n]`, any floating dtype.
+
+    Returns:
+        `[...]`; 0 for a zero or empty matrix, NaN where w is not finite.
+
+    Raises:
+        ConfigurationError: if w is not a floating matrix.
+    """
+    _require_matrix(w)
+    with exact(w.device):
+        s, factor = scaled(w)
+        g = gram(s)
+        if g.shape[-1] == 0:
+            return factor
+        top = torch.linalg.eigvalsh(g)[..., -1].clamp(min=0)
+        return factor * top.sqrt() * _safety(w)
+
+
+@torch.no_grad()
+def spectral_norm_bound(w: Tensor, squarings: int = _SQUARINGS) -> Tensor:
+    """Certified upper bound `‖G^(2^k)‖_F^(1/2^(k+1))` on the largest singular value, G the smaller Gram matrix.
+
+    It overstates by a factor of at most `r^(1/2^(k+2))`, r the rank: with the default k = 6 by 1.6
+    % at rank 64, 2.8 % at 1024. Repeated squaring of a normalised matrix: no iteration that could
+    stop early, no wait for the device.
+
+    Args:
+        w: `[..., m, n]`, any floating dtype.
+        squarings: k, from 0.
+
+    Returns:
+        `[...]`; 0 for a zero or empty matrix, NaN where w is not finite.
+
+    Raises:
+        ConfigurationError: if w is not a floating matrix or squarings is negative.
+    """
+    _require_matrix(w)
+    if squarings < 0:
+        raise ConfigurationError(f"squarings must be 0 or more, got {squarings}")
+    with exact(w.device):
+        s, factor = scaled(w)
+        return factor * power_bound(gram(s), squarings).sqrt() * _safety(w)
+
+
+def largest_singular_value(w: Tensor) -> Tensor:
+    """`spectral_norm` on the CPU, `spectral_norm_bound` on any other device: upper-safe, and never a wait.
+
+    Args:
+        w: `[..., m, n]`, any floating dtype.
+
+    Returns:
+        `[...]`, not below the true norm.
+    """
+    return spectral_norm(w) if w.device.type == "cpu" else spectral_norm_bound(w)
+
+
+@torch.no_grad()
+def sigma_qk(w_q: Tensor, w_k: Tensor, *, bound: bool | None = None) -> Tensor:
+    """`σ_QK = ‖W_K,g(h) W_Q,hᵀ‖₂` of every query head, from Gram matrices of the head size (Theorem 3.1).
+
+    With `A = W_QᵀW_Q = LLᵀ` and `B = W_KᵀW_K`, σ_QK² is the largest eigenvalue of AB, which is that
+    of the symmetric `LᵀBL`. Neither scale nor biases nor rotary embeddings are in it.
+
+    Args:
+        w_q: `[H, d_model, d_head]`, any floating dtype.
+        w_k: `[Hk, d_model, d_head]`, Hk a divisor of H: head h uses key head `h // (H // Hk)`. Its
+            d_model may differ.
+        bound: False computes the norm itself (float64 where the device has it) and waits for an
+            accelerator; True gives a certified upper bound without waiting, at most 2 % above for
+            d_head = 128, or at most a few 1e-3 of `‖W_Q‖ ‖W_K‖` where σ_QK is far below that
+            product. By default False on the CPU, True elsewhere.
+
+    Returns:
+        `[H]`; NaN for heads whose weights are not finite.
+
+    Raises:
+        ConfigurationError: if the shapes do not fit.
+    """
+    _require_heads(w_q, w_k)
+    if bound is None:
+        bound = w_q.device.type != "cpu"
+    dtype = working_dtype(w_q, w_k)
+    with exact(w_q.device):
+        if not bound and w_q.device.type != "mps":
+            w_q, w_k = w_q.double(), w_k.double()
+        s_q, factor_q = scaled(w_q)
+        s_k, factor_k = scaled(w_k)
+        A = _head_gram(s_q)
+        group = w_q.shape[0] // w_k.shape[0]
+        B = _head_gram(s_k).repeat_interleave(group, dim=0)
+        top = _product_bound(A, B) if bound else _product_top(A, B)
+        factor = factor_q * factor_k.repeat_interleave(group, dim=0)
+        return (factor * top.sqrt() * _safety(w_q)).to(dtype)
+
+
+@torch.no_grad()
+def spectral_entropy(w: Tensor) -> Tensor:
+    """Entropy `-Σ p_i log p_i` in nats of `p_i = s_i² / Σ_j s_j²`, s the singular values.
+
+    0 for rank one, log min(m, n) when all singular values are equal. Waits for the device on
+    accelerators.
+
+    Args:
+        w: `[..., m, n]`, any floating dtype.
+
+    Returns:
+        `[...]`; NaN for a zero or empty matrix and where w is not finite.
+
+    Raises:
+        ConfigurationError: if w is not a floating matrix.
+    """
+    _require_matrix(w)
+    with exact(w.device):
+        s, factor = scaled(w)
+        g = gram(s)
+        if g.shape[-1] == 0:
+            return torch.full_like(factor, math.nan)
+        values = torch.linalg.eigvalsh(g).clamp(min=0)
+        p = values / values.sum(-1, keepdim=True)  # 0 / 0 for a zero matrix
+        return torch.special.entr(p).sum(-1) + 0 * factor
+
+
+@torch.no_grad()
+def update_spectral_norm_bound(mean: Tensor, std: Tensor) -> Tensor:
+    """Lower bound on the spectral norm of the ideal Adam update `Δ = E[g] / √E[g²]` (Proposition 3.2).
+
+    `σ(Δ)² ≥ ‖Δ‖_F² / min(m, n)` with `Δ_ij² = μ² / (μ² + n²) = 1 - n² / (μ² + n²)`, hence
+    `√max(m, n) · √(1 - mean(n² / (μ² + n²)))`; for w × w this is the paper's
+    `√w · √(1 - (1/w²) Σ …)`.
+
+    Args:
+        mean: μ, expected gradient, `[..., m, n]`.
+        std: n, standard deviation of its noise, of the same shape.
+
+    Returns:
+        `[...]`. An entry with μ = n = 0 is not updated and counts as 0.
+
+    Raises:
+        ConfigurationError: if the two are not floating matrices of one shape.
+    """
+    _require_matrix(mean)
+    if mean.shape != std.shape:
+        raise ConfigurationError(
+            f"mean and std must have one shape, got {tuple(mean.shape)} and {tuple(std.shape)}"
+        )
+    dtype = working_dtype(mean, std)
+    mu, n = mean.to(dtype).abs(), std.to(dtype).abs()
+    # The ratio first: squares of small gradients underflow.
+    share = torch.where((mu == 0) & (n == 0), 0.0, 1 / (1 + (n / mu).square()))
+    return (max(mean.shape[-2:]) * share.mean((-2, -1))).sqrt()
+
+
+def _product_top(A: Tensor, B: Tensor) -> Tensor:
+    """Largest eigenvalue of AB; A, B symmetric, positive semi-definite, possibly singular."""
+    if A.shape[-1] == 0:
+        return A.new_zeros(A.shape[:-2])
+    values, vectors = torch.linalg.eigh(A)
+    root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+    return torch.linalg.eigvalsh(root.mT @ B @ root)[..., -1].clamp(min=0)
+
+
+def _product_bound(A: Tensor, B: Tensor) -> Tensor:
+    """Upper bound on the largest eigenvalue of AB by Cholesky and repeated squaring, without a wait.
+
+    A shift of A and B by more than their rounding errors keeps the bound an upper one and A
+    positive definite. Where the factorisation fails all the same, the product of the two norms'
+    bounds stands in.
+    """
+    apart = power_bound(A, _SQUARINGS) * power_bound(B, _SQUARINGS)
+    L, failed = torch.linalg.cholesky_ex(_shifted(A))
+    together = power_bound(L.mT @ _shifted(B) @ L, _SQUARINGS)
+    return torch.where(failed > 0, apart, torch.minimum(apart, together))
+
+
+def _shifted(G: Tensor) -> Tensor:
+    trace = G.diagonal(dim1=-2, dim2=-1).sum(-1)
+    shift = _JITTER * matmul_roundoff(G.dtype) * trace
+    return G + shift[..., None, None] * torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
+
+
+def _head_gram(w: Tensor) -> Tensor:
+    """WᵀW of the head size, also where d_model is the smaller side."""
+    return w.mT @ w
+
+
+def _safety(w: Tensor) -> float:
+    """Factor above 1 that lifts a norm over the rounding of its Gram matrix."""
+    dtype = working_dtype(w)
+    inner = max(4, *w.shape[-2:])
+    return 1 + 2 * matmul_roundoff(dtype) + math.sqrt(inner) * torch.finfo(dtype).eps
+
+
+def _require_matrix(w: Tensor) -> None:
+    if w.dim() < 2 or not w.dtype.is_floating_point:
+        raise ConfigurationError(
+            f"a floating matrix [..., m, n] is needed, got {w.dtype} of shape {tuple(w.shape)}"
+        )
+
+
+def _require_heads(w_q: Tensor, w_k: Tensor) -> None:
+    shapes = f"got {tuple(w_q.shape)} and {tuple(w_k.shape)}"
+    if w_q.dim() != 3 or w_k.dim() != 3 or w_q.shape[-1] != w_k.shape[-1]:
+        raise ConfigurationError(
+            f"w_q and w_k must be [heads, d_model, d_head] with one d_head, {shapes}"
+        )
+    if w_k.shape[0] == 0 or w_q.shape[0] % w_k.shape[0]:
+        raise ConfigurationError(
+            f"the number of query heads must be a multiple of the number of key heads, {shapes}"
+        )

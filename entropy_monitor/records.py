@@ -1,0 +1,225 @@
+"""The tables that everything passes on: their columns, units and dtypes, in one place.
+
+A measured training step is one `Record`. Its `heads` and `layers` are columnar: a dict from column name to a
+one-dimensional numpy array (`float32`, `int64`) or, for text columns, a list of `str`; all columns of a table
+have the same length. In a nullable column NaN means "not known" and is written as null; in a column that is not
+nullable NaN is a reading (the attention itself was not finite).
+
+Entropies are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+Columns: TypeAlias = dict[str, "Array | list[str]"]
+DType = Literal["int64", "float32", "float64", "str"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: the column's name, everywhere.
+        dtype: its type on disk and in memory.
+        doc: what it holds, with its unit.
+        nullable: whether NaN in it means "not known".
+    """
+
+    name: str
+    dtype: DType
+    doc: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A named list of columns; `key` identifies a row within a run."""
+
+    name: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names, in order."""
+        return tuple(column.name for column in self.columns)
+
+    def __getitem__(self, name: str) -> Column:
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise KeyError(f"table {self.name!r} has no column {name!r}; it has {', '.join(self.names)}")
+
+    def empty(self) -> Columns:
+        """A table of no rows, with every column in its dtype."""
+        return {
+            c.name: [] if c.dtype == "str" else np.empty(0, dtype=c.dtype) for c in self.columns
+        }
+
+
+HEADS = Table(
+    "heads",
+    key=("step", "layer", "call", "head"),
+    columns=(
+        Column("step", "int64", "training step s: the forward before update s"),
+        Column("layer", "str", "qualified name of the module that owns the attention"),
+        Column("layer_index", "int64", "place of the layer in order of execution, from 0"),
+        Column("call", "int64", "nth attention call of this layer within one forward, from 0"),
+        Column("head", "int64", "query head, from 0"),
+        Column("attention", "str", "how rows are normalised: softmax"),
+        Column("entropy", "float32", "mean attention entropy of the rows read, nats, before dropout"),
+        Column(
+            "entropy_se", "float32", "standard error of entropy from reading some rows only, nats", True
+        ),
+        Column("rows_read", "int64", "query rows read, over all sequences: the weight in merges"),
+        Column("max_entropy", "float32", "mean of log n_i over the same rows, nats"),
+        Column("max_logit", "float32", "largest logit that the softmax sees"),
+        Column("floor_row", "float32", "B(norm of the centred logits of row i, n_i), mean, nats", True),
+        Column("floor_activation", "float32", "B from the norms of q_i and K, mean, nats", True),
+        Column("floor_weights", "float32", "B from sigma_qk and the inputs' norms, mean, nats", True),
+        Column("floor_paper", "float32", "B(sigma_qk, n_i), mean, nats: the paper's curve, no floor", True),
+        Column("sigma_q", "float32", "spectral norm of this head's W_Q", True),
+        Column("sigma_k", "float32", "spectral norm of the W_K that this head uses", True),
+        Column("sigma_qk", "float32", "spectral norm of W_K W_Qᵀ of this head", True),
+    ),
+)
+
+LAYERS = Table(
+    "layers",
+    key=("step", "layer"),
+    columns=(
+        Column("step", "int64", "training step s: the forward before update s"),
+        Column("layer", "str", "qualified name of the module that owns the attention"),
+        Column("layer_index", "int64", "place of the layer in order of execution, from 0"),
+        Column("sigma_q", "float32", "spectral norm of the whole W_Q", True),
+        Column("sigma_k", "float32", "spectral norm of the whole W_K", True),
+        Column("sigma_v", "float32", "spectral norm of the whole W_V", True),
+        Column("sigma_o", "float32", "spectral norm of the whole W_O", True),
+        Column("grad_linf", "float32", "largest absolute gradient of the attention weights", True),
+        Column("grad_l2", "float32", "Euclidean norm of the gradient of the attention weights", True),
+        Column("update_sigma", "float32", "larger spectral norm of the updates of W_Q and W_K", True),
+        Column("update_entropy", "float32", "spectral entropy of those updates, nats", True),
+    ),
+)
+
+SCALARS = Table(
+    "scalars",
+    key=("step", "name"),
+    columns=(
+        Column("step", "int64", "training step"),
+        Column("name", "str", "what was given: loss, or a name of the user's"),
+        Column("value", "float64", "its value"),
+    ),
+)
+
+TABLES = (HEADS, LAYERS, SCALARS)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one measured step left: its rows of `heads` and `layers`, and all scalars since the last record."""
+
+    step: int
+    heads: Columns
+    layers: Columns = field(default_factory=LAYERS.empty)
+    scalars: Columns = field(default_factory=SCALARS.empty)
+
+
+Severity = Literal["info", "warning", "severe"]
+EventName = Literal["opened", "updated", "closed"]
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One event in the life of a run, from its first sign to its end.
+
+    Attributes:
+        id: unique in the run, stable while the alert lives.
+        kind: which detector found it, such as `entropy_collapse`.
+        severity: how bad it is.
+        layer: qualified name of the layer; empty when it concerns the whole run.
+        heads: the query heads concerned, ascending; grows while the alert is open.
+        opened: step it was first measured at.
+        updated: step of the latest change.
+        closed: step it ended at, None while it is open.
+        title: one line: what, where.
+        message: what a person reads: which layer and heads, how far, since when, what drives it.
+        advice: what to do about it.
+        evidence: figures (float), and `map`, the worst head's attention map (rows of floats, at most 64 × 64).
+    """
+
+    id: str
+    kind: str
+    severity: Severity
+    layer: str
+    heads: tuple[int, ...]
+    opened: int
+    updated: int
+    closed: int | None
+    title: str
+    message: str
+    advice: str
+    evidence: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"[{self.severity}] {self.title}\n  {self.message}\n  What to do: {self.advice}"
+
+
+@dataclass(frozen=True)
+class AlertEvent:
+    """A change of an alert: it opened, was updated (grew, got worse) or closed."""
+
+    event: EventName
+    step: int
+    alert: Alert
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What ran: handed to every logger before the first step, and kept as `run.json`.
+
+    Attributes:
+        model: class name, parameter names and shapes of the model: `{"class": …, "parameters": {name: [..]}}`.
+        options: the monitor's options as given and as resolved.
+        versions: of Python, torch and this package.
+        plan: per layer, what is measured and how (source, heads, projections); filled after the first forward.
+        run_dir: where the run is kept, None when it is not.
+        session: nth process start of this run, from 0.
+        rank: of this process.
+    """
+
+    model: Mapping[str, Any]
+    options: Mapping[str, Any]
+    versions: Mapping[str, str]
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    run_dir: str | None = None
+    session: int = 0
+    rank: int = 0
+
+
+class Sink:
+    """Where records go: a TensorBoard or W&B logger, a file, a user's own. Subclass and override what you need.
+
+    Called from one background thread, in order; what raises is reported once and switches this sink off, and
+    training never sees it. Only `open` runs before training, on the caller's thread, and may raise.
+    """
+
+    def open(self, info: RunInfo) -> None:
+        """Called once, before step 0. Raise here if the sink cannot work."""
+
+    def log(self, record: Record) -> None:
+        """Called with every measured step."""
+
+    def alert(self, event: AlertEvent) -> None:
+        """Called with every change of an alert, after the record of its step."""
+
+    def close(self) -> None:
+        """Called once, at the end."""

@@ -1,0 +1,98 @@
+"""A table's columns as sealed Arrow messages, and back."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from entropy_monitor.records import Array, Column, Columns, Table
+from entropy_monitor.store.framing import SEAL_KEY, blank_seal, seal
+
+_TYPES = {
+    "int64": pa.int64(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "str": pa.string(),
+}
+_PREFIX = 8  # continuation mark and metadata length, before a message's metadata
+
+
+def arrow_schema(table: Table) -> pa.Schema:
+    """The table's columns with their types on disk."""
+    return pa.schema([pa.field(c.name, _TYPES[c.dtype], nullable=c.nullable) for c in table.columns])
+
+
+def fingerprint(schema: pa.Schema) -> int:
+    """A number that is equal for schemas of the same names, types and nullability."""
+    text = "\n".join(f"{field.name}:{field.type}:{field.nullable}" for field in schema)
+    return zlib.crc32(text.encode())
+
+
+def to_batch(table: Table, columns: Columns) -> pa.RecordBatch:
+    """A copy of `columns` in the table's types; NaN in a nullable column becomes null.
+
+    Raises:
+        ValueError: a column is missing, unknown, not one-dimensional, or not as long as the others.
+        TypeError: a column's values do not fit its type.
+    """
+    if columns.keys() != set(table.names):
+        missing = sorted(set(table.names) - columns.keys())
+        unknown = sorted(columns.keys() - set(table.names))
+        raise ValueError(
+            f"table {table.name!r} has other columns: missing {missing}, unknown {unknown}"
+        )
+    arrays = [_to_array(column, columns[column.name]) for column in table.columns]
+    lengths = {column.name: len(array) for column, array in zip(table.columns, arrays, strict=True)}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"table {table.name!r} has columns of different lengths: {lengths}")
+    return pa.record_batch(arrays, schema=arrow_schema(table))
+
+
+def schema_message(table: Table, metadata: Mapping[str, str]) -> bytes:
+    """The message that opens a stream, sealed, with `metadata` in it."""
+    schema = arrow_schema(table)
+    sealed = {**metadata, SEAL_KEY: blank_seal(0, fingerprint(schema))}
+    return seal(schema.with_metadata(sealed).serialize().to_pybytes())
+
+
+def batch_message(batches: Sequence[pa.RecordBatch], number: int) -> bytes:
+    """Batches of one schema as one message, compressed with zstd and sealed."""
+    table = pa.Table.from_batches(batches).combine_chunks()
+    (batch,) = table.to_batches()
+    sink = io.BytesIO()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
+        label = blank_seal(number, fingerprint(batch.schema))
+        writer.write_batch(batch, custom_metadata={SEAL_KEY: label})
+        # Read before the stream is closed, which would append its end mark.
+        stream = sink.getvalue()
+    schema_length = _PREFIX + int.from_bytes(stream[4:_PREFIX], "little")
+    return seal(stream[schema_length:])
+
+
+def read_schema(message: bytes) -> pa.Schema:
+    """The schema of a sound message 0, with its metadata."""
+    return pa.ipc.read_schema(pa.py_buffer(message))
+
+
+def read_batch(message: bytes, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch of a sound message."""
+    batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(message)), schema)
+    batch.validate()
+    return batch
+
+
+def _to_array(column: Column, values: Array | Sequence[str]) -> pa.Array:
+    if column.dtype == "str":
+        return pa.array([str(value) for value in values], pa.string())
+    given = np.asarray(values)
+    if given.ndim != 1:
+        raise ValueError(f"column {column.name!r} must be one-dimensional; its shape is {given.shape}")
+    if given.size and not np.can_cast(given.dtype, column.dtype, casting="same_kind"):
+        raise TypeError(f"column {column.name!r} holds {column.dtype}; {given.dtype} was given")
+    array = given.astype(column.dtype)  # always a copy: the caller may reuse its buffers
+    return pa.array(array, _TYPES[column.dtype], mask=np.isnan(array) if column.nullable else None)

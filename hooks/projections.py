@@ -1,0 +1,111 @@
+"""Where W_Q and W_K of each head lie in the weights that ran."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+Kind = Literal["plain", "rotated"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which output features of a linear map make up which head: `base + h * head_stride + j * stride`."""
+
+    heads: int
+    head_size: int
+    base: int
+    head_stride: int
+    stride: int = 1
+
+    @property
+    def last(self) -> int:
+        """The largest feature index that is used."""
+        return (
+            self.base + (self.heads - 1) * self.head_stride + (self.head_size - 1) * self.stride
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which row of a flattened input belongs to token t of sequence b: `base + b * batch + t * token`."""
+
+    sequences: int
+    tokens: int
+    base: int
+    batch: int
+    token: int
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The linear map that a q, k or v comes from.
+
+    Attributes:
+        weight: `[out, in]`, as used in this forward (gathered, reparametrized).
+        bias: `[out]`, or None.
+        layout: which of its output features make up which head.
+        input: what it was applied to, `[..., in]`; None if it is gone.
+        rows: which rows of the input are which tokens; None if unknown.
+        kind: `plain` when what enters attention is `factor` times the output and nothing else; `rotated` when
+            only the rows' norms agree (rotary embeddings).
+        factor: see `kind`.
+        parameters: the parameters behind `weight`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    layout: Layout
+    input: Tensor | None
+    rows: Rows | None
+    kind: Kind = "plain"
+    factor: float = 1.0
+    parameters: tuple[nn.Parameter, ...] = ()
+
+    def head_weights(self) -> Tensor:
+        """W of each head as `[H, d_model, d_head]`, float32."""
+        w = self.weight.detach()
+        n, d, o = self.layout.heads, self.layout.head_size, w.stride(0)
+        view = w.as_strided(
+            (n, w.shape[1], d),
+            (self.layout.head_stride * o, w.stride(1), self.layout.stride * o),
+            w.storage_offset() + self.layout.base * o,
+        )
+        return view.float()
+
+    def head_biases(self) -> Tensor | None:
+        """The bias of each head as `[H, d_head]`, float32; None without a bias."""
+        if self.bias is None:
+            return None
+        b = self.bias.detach()
+        return b.as_strided(
+            (self.layout.heads, self.layout.head_size),
+            (self.layout.head_stride * b.stride(0), self.layout.stride * b.stride(0)),
+            b.storage_offset() + self.layout.base * b.stride(0),
+        ).float()
+
+    def matrix(self) -> Tensor:
+        """The whole weight of all heads as `[H · d_head, d_model]`, float32."""
+        return self.head_weights().transpose(1, 2).flatten(0, 1)
+
+    def inputs(self) -> Tensor | None:
+        """The input of every token as `[B, T, d_model]`; None where it is unknown."""
+        if self.input is None or self.rows is None:
+            return None
+        x = self.input.detach().reshape(-1, self.input.shape[-1])
+        r, s = self.rows, x.stride(0)
+        if r.base + (r.sequences - 1) * r.batch + (r.tokens - 1) * r.token >= x.shape[0]:
+            return None
+        return x.as_strided(
+            (r.sequences, r.tokens, x.shape[1]),
+            (r.batch * s, r.token * s, x.stride(1)),
+            x.storage_offset() + r.base * s,
+        )
+
+
+def parameters_of(weight: Tensor) -> tuple[nn.Parameter, ...]:
+    """The parameter that a weight is, or is a view of; none for one that is computed."""
+    base = weight if weight._base is None else weight._base
+    return (base,) if isinstance(base, nn.Parameter) else ()
