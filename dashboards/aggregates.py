@@ -1,8 +1,8 @@
 """From a record's rows to the few numbers a layer that a dashboard draws, and their names.
 
-A layer's heads are reduced in float64. What is not known (null) is left out, never drawn as 0: a metric that no
-head knows has no value at all. A reading that is not finite is kept, and shows in every mean, least and largest
-value that it enters.
+A layer's heads are reduced in float64. What is not known (null) is left out, never drawn as 0: a
+metric that no head knows has no value at all. A reading that is not finite is kept, and shows in
+every mean, least and largest value that it enters.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Floors take the least over heads: no head of the layer can have less entropy tha
 """
 
 LAYER_METRICS: tuple[str, ...] = tuple(c.name for c in LAYERS.columns if c.nullable)
-"""Metrics of a layer that `layers` holds as they are: norms of its weights, gradients and updates."""
+"""Metrics of a layer that `layers` holds: norms of its weights, gradients and updates."""
 
 OVERALL_METRICS: dict[str, Reduction] = {
     "entropy_mean": "mean",
@@ -70,7 +70,7 @@ class LayerAggregate:
 
     @property
     def tag(self) -> str:
-        """Where its metrics are shown, such as `attention/layer_03` or `attention/layer_03/call_1`."""
+        """Where its metrics stand: `attention/layer_03`, or `attention/layer_03/call_1`."""
         return layer_tag(self.index, self.call)
 
 
@@ -113,9 +113,7 @@ def aggregate_layers(record: Record) -> list[LayerAggregate]:
             value = float(record.layers[metric][row])
             if not np.isnan(value):
                 known[metric] = value
-    return [
-        LayerAggregate(names[key], *key, counts.get(key, 0), values[key]) for key in sorted(values)
-    ]
+    return [LayerAggregate(names[key], *key, counts.get(key, 0), values[key]) for key in sorted(values)]
 
 
 def aggregate_overall(layers: list[LayerAggregate]) -> dict[str, float]:
@@ -134,7 +132,7 @@ def aggregate_overall(layers: list[LayerAggregate]) -> dict[str, float]:
 
 
 def metrics(layers: list[LayerAggregate]) -> dict[str, float]:
-    """All aggregates of a record under the names that dashboards show, such as `attention/all/entropy_min`."""
+    """All aggregates of a record under the names shown, such as `attention/all/entropy_min`."""
     named = {f"{PREFIX}/all/{name}": value for name, value in aggregate_overall(layers).items()}
     for layer in layers:
         named.update({f"{layer.tag}/{name}": value for name, value in layer.values.items()})
@@ -142,7 +140,7 @@ def metrics(layers: list[LayerAggregate]) -> dict[str, float]:
 
 
 def entropy_share(heads: Columns) -> FloatArray:
-    """Entropy of each row as a share of its largest possible value: 1 is uniform attention, 0 one key only.
+    """Entropy of each row as a share of its maximum: 1 is uniform attention, 0 a single key.
 
     Null (NaN) where rows see a single key, whose entropy can only be 0. Shape `[rows]`, float64.
     """
@@ -157,7 +155,8 @@ class ShareGrid:
     """Entropy shares laid out as layers by heads.
 
     Attributes:
-        share: `[layers and calls, heads]`, float64; NaN where a head is absent or its share is not known.
+        share: `[layers and calls, heads]`, float64; NaN where a head is absent or its share is not
+            known.
         layers: the layer's index, one for each row of `share`; a layer called twice has two rows.
     """
 
@@ -191,10 +190,8 @@ def _groups(heads: Columns) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
     return order, np.append(0, np.flatnonzero(changed) + 1)
 
 
-def _reduce(
-    values: FloatArray, starts: npt.NDArray[np.intp], how: Reduction, nullable: bool
-) -> FloatArray:
-    """Reduces each group; NaN is skipped where it means null, and carried on where it is a reading."""
+def _reduce(values: FloatArray, starts: npt.NDArray[np.intp], how: Reduction, nullable: bool) -> FloatArray:
+    """Reduces each group; NaN is skipped where it means null, and kept where it is a reading."""
     if how == "mean":
         counted = ~np.isnan(values) if nullable else np.ones(len(values), dtype=bool)
         total = np.add.reduceat(np.where(counted, values, 0.0), starts)

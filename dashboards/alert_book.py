@@ -1,4 +1,4 @@
-"""The alerts of a run so far, as a logger needs them: how many are open, and which one just got worse."""
+"""The alerts of a run so far, for a logger: how many are open, and which just got worse."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ class AlertBook:
     """Keeps the latest state of each alert, in order of opening."""
 
     def __init__(self) -> None:
-        self._alerts: dict[str, Alert] = {}
+        self._alerts: dict[tuple[str, int], Alert] = {}
 
     def update(self, event: AlertEvent) -> bool:
-        """Takes an event in, and says whether a person should be told: it is new and open, or its severity rose."""
+        """Takes an event in; True if a person should be told: it is new, or its severity rose."""
         alert = event.alert
-        before = self._alerts.get(alert.id)
-        self._alerts[alert.id] = alert
+        # A process that starts again may count ids from the beginning.
+        identity = alert.id, alert.opened
+        before = self._alerts.get(identity)
+        self._alerts[identity] = alert
         if event.event == "closed" or alert.closed is not None:
             return False
         return before is None or RANK[alert.severity] > RANK[before.severity]

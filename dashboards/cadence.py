@@ -9,10 +9,10 @@ GROWTH = 0.25
 
 
 class Cadence:
-    """Says which of a run's records to draw: the first, then every `every`-th, then ever more seldom.
+    """Says which records of a run to draw: the first, then every `every`-th, then ever fewer.
 
-    After record n the next one drawn lies `max(every, n / 4)` records on, so that what is drawn grows with the
-    logarithm of the run only: with `every=50`, 43 drawings in a million records.
+    After record n the next one drawn lies `max(every, n / 4)` records on, so that what is drawn
+    grows with the logarithm of the run only: with `every=50`, 43 drawings in a million records.
 
     Args:
         every: records between two drawings at the start of a run; 0 draws nothing.
@@ -24,9 +24,7 @@ class Cadence:
 
     def __init__(self, every: int, option: str) -> None:
         if not isinstance(every, int) or isinstance(every, bool) or every < 0:
-            raise ConfigurationError(
-                f"{option} is {every!r}; give a whole number of records, 0 for never"
-            )
+            raise ConfigurationError(f"{option} is {every!r}; give a whole number of records, 0 for never")
         self._every = every
         self._seen = 0
         self._next = 0

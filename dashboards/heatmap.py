@@ -10,8 +10,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
 
-# Least-squares polynomial, per channel, of matplotlib's viridis: at most 0.017 from it. Viridis is even in
-# lightness and can be told apart with every common colour blindness.
+# Least-squares polynomial, per channel, of matplotlib's viridis: at most 0.017 from it. Viridis is
+# even in lightness and can be told apart with every common colour blindness.
 _VIRIDIS = np.array(
     [
         [0.2745, 0.0058, 0.3327],
@@ -45,7 +45,7 @@ _MARGIN = 6
 
 
 def viridis(share: FloatArray) -> Image:
-    """Colours of shares: 0 dark violet, 1 yellow, NaN grey; what lies outside 0 … 1 is drawn as its nearer end.
+    """Colours of shares: 0 dark violet, 1 yellow, NaN grey; beyond 0 … 1 as the nearer end.
 
     Args:
         share: any shape, float.
@@ -56,18 +56,18 @@ def viridis(share: FloatArray) -> Image:
     known = ~np.isnan(share)
     x = np.clip(np.where(known, share, 0.0), 0.0, 1.0)
     powers = x[..., None] ** np.arange(len(_VIRIDIS))
-    colours = (np.clip(powers @ _VIRIDIS, 0.0, 1.0) * 255).round().astype(np.uint8)
+    colours: Image = (np.clip(powers @ _VIRIDIS, 0.0, 1.0) * 255).round().astype(np.uint8)
     colours[~known] = UNKNOWN
     return colours
 
 
 def cell_size(rows: int, columns: int) -> int:
-    """Pixels along a cell's edge: 28 for a small model, less where the picture would outgrow a screen, at least 3."""
+    """Pixels along a cell's edge: 28, less (but 3) where the picture would outgrow a screen."""
     return int(np.clip(_WIDE // max(rows, columns, 1), 3, 28))
 
 
 def heatmap(share: FloatArray, rows: Sequence[int] | None = None) -> Image:
-    """Draws a grid with its row and column numbers and, at the right, the colours' scale from 0 to 1.
+    """Draws a grid with row and column numbers and, at the right, the colours from 0 to 1.
 
     Args:
         share: `[rows, columns]`, at least one of each; 0 … 1, NaN where there is nothing to show.
@@ -112,7 +112,7 @@ def heatmap(share: FloatArray, rows: Sequence[int] | None = None) -> Image:
 
 
 def _enlarge(cells: Image, size: int) -> Image:
-    """Repeats each cell, with a thin light line between cells where they are large enough to bear it."""
+    """Repeats each cell, with a thin light line between cells that are large enough for it."""
     large = cells.repeat(size, axis=0).repeat(size, axis=1)
     if size >= 8:
         large[size - 1 :: size] = PAPER

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from entropy_monitor.records import Alert
 
 MOST_ALERTS = 200
-"""Rows of the alert table: the table is written anew at each change, so it must not grow for ever."""
+"""Most rows of the alert table, which is written anew at each change."""
 
 _SPECIAL = re.compile(r"[^\w\s.,:;()/=+%-]|_")
 

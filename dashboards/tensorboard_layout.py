@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from entropy_monitor.dashboards.aggregates import PREFIX
 
 GROUP = 16
-"""Layers in one foldable category: TensorBoard draws an open category only, so that deep models stay usable."""
+"""Layers in one foldable category: TensorBoard draws only what is unfolded."""
 
 Layout = dict[str, dict[str, tuple[str, list[str]]]]
-"""Category to chart to (`Margin` or `Multiline`, tags); a `Multiline` tag is a regular expression."""
+"""Category to chart to (`Margin` or `Multiline`, tags); a tag of `Multiline` is a regex."""
 
 _FLOORS = ("floor_row", "floor_activation", "floor_weights")
 _ACROSS = {
@@ -25,8 +25,9 @@ _ACROSS = {
 def layout(tags: Iterable[str]) -> Layout:
     """Charts for the calls that stand under `tags`, such as `attention/layer_03`, in that order.
 
-    The whole model first; then, in groups of `GROUP` calls, the mean entropy between its least and largest head
-    (margin charts) and the least entropy beside what it may fall to (floors) and rise to (its maximum).
+    The whole model first; then, in groups of `GROUP` calls, the mean entropy between its least and
+    largest head (margin charts) and the least entropy beside what it may fall to (floors) and rise
+    to (its maximum).
     """
     calls = list(tags)
     charts: Layout = {

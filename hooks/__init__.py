@@ -1,0 +1,25 @@
+"""How a model's attention is found and read: one file for each way that attention is called.
+
+`Watcher` sees the calls, `Recorder` measures them. Nothing here knows of analysis or display.
+"""
+
+from __future__ import annotations
+
+from entropy_monitor.hooks.names import module_names, parameter_shapes
+from entropy_monitor.hooks.reading import FIGURES
+from entropy_monitor.hooks.recorder import Harvest, Recorder
+from entropy_monitor.hooks.structure import attention_candidates
+from entropy_monitor.hooks.watcher import Sightings, Watcher
+from entropy_monitor.hooks.weights import WeightWatcher
+
+__all__ = [
+    "FIGURES",
+    "Harvest",
+    "Recorder",
+    "Sightings",
+    "Watcher",
+    "WeightWatcher",
+    "attention_candidates",
+    "module_names",
+    "parameter_shapes",
+]

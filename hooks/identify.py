@@ -57,26 +57,20 @@ def find_whole_projection(tensor: Tensor, linears: Sequence[LinearCall]) -> Proj
         layout = Layout(heads, size, start % out, head_stride, stride)
         if layout.last >= out:
             return None
-        return Projection(
-            linear.weight, linear.bias, layout, None, None, parameters=linear.parameters
-        )
+        return Projection(linear.weight, linear.bias, layout, None, None, parameters=linear.parameters)
     return None
 
 
 def _from_strides(tensor: Tensor, linear: LinearCall) -> Projection | None:
     b, h, t, d = tensor.shape
-    sb, sh, st, sd = (
-        s if n > 1 else 0 for s, n in zip(tensor.stride(), tensor.shape, strict=True)
-    )
+    sb, sh, st, sd = (s if n > 1 else 0 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
     out = linear.shape[-1]
     start = tensor.storage_offset() - linear.offset
     layout = Layout(h, d, start % out, sh, sd or 1)
     if start < 0 or sb % out or st % out or layout.last >= out:
         return None
     rows = Rows(b, t, start // out, sb // out, st // out)
-    return Projection(
-        linear.weight, linear.bias, layout, linear.input, rows, parameters=linear.parameters
-    )
+    return Projection(linear.weight, linear.bias, layout, linear.input, rows, parameters=linear.parameters)
 
 
 @dataclass(frozen=True)
@@ -98,9 +92,7 @@ class Found:
     factor: float
 
 
-def match_projection(
-    tensor: Tensor, linears: Sequence[LinearCall], role: int, group: int
-) -> Found | None:
+def match_projection(tensor: Tensor, linears: Sequence[LinearCall], role: int, group: int) -> Found | None:
     """The linear map that `tensor`, `[B, H, T, D]`, was computed from, by value.
 
     Tried are separate and fused layouts, in batch-first and sequence-first order; `role` is 0 for q, 1 for k,
@@ -130,9 +122,7 @@ def match_projection(
     return best
 
 
-def settled_projection(
-    found: Found, tensor: Tensor, linears: Sequence[LinearCall]
-) -> Projection | None:
+def settled_projection(found: Found, tensor: Tensor, linears: Sequence[LinearCall]) -> Projection | None:
     """The projection that `match_projection` found, in a later forward, whatever its batch and length."""
     if found.position >= len(linears):
         return None
@@ -187,9 +177,7 @@ def _layouts(tensor: Tensor, out: int, role: int, group: int) -> Iterator[Layout
         yield Layout(heads, d, base, d)  # [Q|K|V] with fewer key heads
 
 
-def _agree(
-    tensor: Tensor, output: Tensor, layout: Layout, rows: Rows
-) -> tuple[Kind, float] | None:
+def _agree(tensor: Tensor, output: Tensor, layout: Layout, rows: Rows) -> tuple[Kind, float] | None:
     """Whether `tensor` is this part of `output`, up to a factor, or up to a rotation of each row."""
     flat = output.detach().reshape(-1, output.shape[-1])
     step = max(1, rows.tokens // _SAMPLE_ROWS)

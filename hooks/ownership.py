@@ -90,9 +90,7 @@ class Ownership:
         for i, (role, tensor) in enumerate(tensors.items()):
             if tensor is None:
                 continue
-            hit = self._find(tensor, scopes) or self._try(
-                tensor, scopes, (place, number, role), i, group
-            )
+            hit = self._find(tensor, scopes) or self._try(tensor, scopes, (place, number, role), i, group)
             if hit is not None:
                 projections[role] = hit[1]
                 if role == "query":
@@ -117,9 +115,7 @@ class Ownership:
         widths = {linear.shape[-1] for scope in scopes[-_TRIED_SCOPES:] for linear in scope.linears}
         return q.shape[-1] not in widths
 
-    def _find(
-        self, tensor: Tensor, scopes: Sequence[Scope]
-    ) -> tuple[nn.Module, Projection] | None:
+    def _find(self, tensor: Tensor, scopes: Sequence[Scope]) -> tuple[nn.Module, Projection] | None:
         for scope in reversed(scopes):
             if (projection := find_projection(tensor, scope.linears)) is not None:
                 return scope.module, projection
@@ -142,9 +138,7 @@ class Ownership:
         projection = settled_projection(settled.found, tensor, scope.linears)
         return None if projection is None else (scope.module, projection)
 
-    def _settle(
-        self, tensor: Tensor, scopes: Sequence[Scope], role: int, group: int
-    ) -> _Settled:
+    def _settle(self, tensor: Tensor, scopes: Sequence[Scope], role: int, group: int) -> _Settled:
         for depth in range(1, min(_TRIED_SCOPES, len(scopes)) + 1):
             found = match_projection(tensor, scopes[-depth].linears, role, group)
             if found is not None:

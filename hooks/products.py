@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 
-
-
 @dataclass(frozen=True)
 class Product:
     """A product of two activations that may become attention logits.

@@ -23,9 +23,7 @@ class Layout:
     @property
     def last(self) -> int:
         """The largest feature index that is used."""
-        return (
-            self.base + (self.heads - 1) * self.head_stride + (self.head_size - 1) * self.stride
-        )
+        return self.base + (self.heads - 1) * self.head_stride + (self.head_size - 1) * self.stride
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,31 @@ class Rows:
     base: int
     batch: int
     token: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A strided part of a tensor's memory."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """That part, as a view without gradients."""
+        return tensor.detach().as_strided(self.size, self.stride, self.offset)
+
+
+@dataclass(frozen=True)
+class WeightPart:
+    """The part of a parameter that holds one projection of one layer."""
+
+    parameter: nn.Parameter
+    place: Place
+
+    def matrix(self) -> Tensor:
+        """The weights now, as `[H · d_head, d_model]`, float32; a copy."""
+        return self.place.read(self.parameter).float().transpose(1, 2).flatten(0, 1).clone()
 
 
 @dataclass(frozen=True)
@@ -66,14 +89,18 @@ class Projection:
 
     def head_weights(self) -> Tensor:
         """W of each head as `[H, d_model, d_head]`, float32."""
-        w = self.weight.detach()
-        n, d, o = self.layout.heads, self.layout.head_size, w.stride(0)
-        view = w.as_strided(
-            (n, w.shape[1], d),
-            (self.layout.head_stride * o, w.stride(1), self.layout.stride * o),
-            w.storage_offset() + self.layout.base * o,
+        return self.place.read(self.weight).float()
+
+    @property
+    def place(self) -> Place:
+        """Where the heads' weights lie in the memory of `weight`."""
+        n, d = self.layout.heads, self.layout.head_size
+        out, features = self.weight.stride()
+        return Place(
+            (n, self.weight.shape[1], d),
+            (self.layout.head_stride * out, features, self.layout.stride * out),
+            self.weight.storage_offset() + self.layout.base * out,
         )
-        return view.float()
 
     def head_biases(self) -> Tensor | None:
         """The bias of each head as `[H, d_head]`, float32; None without a bias."""
@@ -89,6 +116,26 @@ class Projection:
     def matrix(self) -> Tensor:
         """The whole weight of all heads as `[H · d_head, d_model]`, float32."""
         return self.head_weights().transpose(1, 2).flatten(0, 1)
+
+    def part_of_parameter(self) -> WeightPart | None:
+        """The same weights in the parameter behind them; None for a weight made from several parameters."""
+        if len(self.parameters) != 1:
+            return None
+        (parameter,) = self.parameters
+        is_view = self.weight is parameter or self.weight._base is parameter
+        same_form = (
+            parameter.shape == self.weight.shape and parameter.stride() == self.weight.stride()
+        )
+        return WeightPart(parameter, self.place) if is_view or same_form else None
+
+    def describe(self) -> str:
+        """How the heads lie in the weight, in words."""
+        shape = "×".join(str(n) for n in self.weight.shape)
+        part = "" if self.layout.last + 1 - self.layout.base == self.weight.shape[0] else (
+            f", features {self.layout.base}…{self.layout.last}"
+        )
+        how = "" if self.kind == "plain" else ", rotated after it"
+        return f"weight {shape}{part}{how}"
 
     def inputs(self) -> Tensor | None:
         """The input of every token as `[B, T, d_model]`; None where it is unknown."""

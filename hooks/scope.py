@@ -33,7 +33,9 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether a module is one of torch's own layers (Linear, Softmax, Dropout, …), which own no attention."""
     if isinstance(module, _CONTAINERS):
         return False
-    return any(c.__module__.startswith(_TORCH_MODULES) for c in type(module).__mro__[:-1] if c is not nn.Module)
+    return any(
+        c.__module__.startswith(_TORCH_MODULES) for c in type(module).__mro__[:-1] if c is not nn.Module
+    )
 
 
 class _Notes(Generic[N]):

@@ -36,9 +36,7 @@ def logits_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, in
     return tensor, dim % tensor.dim() if tensor.dim() else 0
 
 
-def read(
-    logits: Tensor, dim: int, product: Product | None, heads: int | None, folded: bool
-) -> Seen | None:
+def read(logits: Tensor, dim: int, product: Product | None, heads: int | None, folded: bool) -> Seen | None:
     """The call in `[B, H, T, S]` form.
 
     Args:

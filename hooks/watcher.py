@@ -264,9 +264,7 @@ class Watcher:
             forward.awaited = _Awaited(layer, seen.output_size)
 
     @torch.no_grad()
-    def _read_after(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
-    ) -> None:
+    def _read_after(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         """What a function made: a linear map's output, a product, or something computed from a product."""
         forward = self._forward
         scope = forward.scopes[-1]

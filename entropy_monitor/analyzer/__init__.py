@@ -1,8 +1,8 @@
 """Records in, alerts out: what the figures of a run mean, and when its owner must know.
 
-`Analyzer.update` takes one `Record` and gives the alerts that opened, changed or closed with it. Nothing here
-touches a model, a file or a screen; numpy is all it needs. A new detector is one module with a class that meets
-`detector.Detector`, and one line in `registry.py`.
+`Analyzer.update` takes one `Record` and gives the alerts that opened, changed or closed with it.
+Nothing here touches a model, a file or a screen; numpy is all it needs. A new detector is one
+module with a class that meets `detector.Detector`, and one line in `registry.py`.
 """
 
 from __future__ import annotations

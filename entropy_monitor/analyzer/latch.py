@@ -6,7 +6,7 @@ from entropy_monitor.analyzer.slots import BoolArray, FloatArray, IntArray, Slot
 
 
 class Latch:
-    """A switch per slot: on after `on_after` consecutive records of one sign, off after `off_after` of the other.
+    """A switch per slot: on after some consecutive records of one sign, off after some of the other.
 
     Slots that are absent from a record keep their state and their counts.
 

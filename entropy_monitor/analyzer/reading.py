@@ -24,7 +24,8 @@ class Reading:
         read: whether any query row was read, shape [R]; False where all rows were masked.
         entropy: nats, shape [R].
         max_entropy: nats, shape [R].
-        share: entropy / max_entropy, shape [R]; NaN where either is unknown or too few keys were seen.
+        share: entropy / max_entropy, shape [R]; NaN where either is unknown or too few keys were
+            seen.
         max_logit: largest logit, shape [R].
         loss: what is known of the loss up to this record.
     """
@@ -40,9 +41,7 @@ class Reading:
     loss: LossTrack
 
     @classmethod
-    def of(
-        cls, record: Record, index: HeadIndex, loss: LossTrack, min_max_entropy: float
-    ) -> Reading:
+    def of(cls, record: Record, index: HeadIndex, loss: LossTrack, min_max_entropy: float) -> Reading:
         """Align a record with the numbering of heads.
 
         Args:

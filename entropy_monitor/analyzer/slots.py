@@ -1,6 +1,7 @@
 """Where what is remembered of each head lies: a slot for life, and arrays over all slots.
 
-A head's slot is its place in every array. Heads may come and go between records, so slots are never moved.
+A head's slot is its place in every array. Heads may come and go between records, so slots are never
+moved.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class HeadIndex:
     def place(self, columns: Columns) -> IntArray:
         """The slot of each row of a `heads` table, new heads being given new slots.
 
-        The mapping of the last record is used again when the keys are the same, as they are in most runs.
+        The mapping of the last record is used again when the keys are the same, as they are in most
+        runs.
         """
         names = list(columns.get("layer", ()))
         calls, heads = np.asarray(columns.get("call", ())), np.asarray(columns.get("head", ()))
@@ -77,7 +79,8 @@ class HeadIndex:
 
     def load_state_dict(self, state: State) -> None:
         """Take over the numbering that `state_dict` gave."""
-        self.__init__()  # type: ignore[misc]
+        self.layers, self._layer_ids, self._slots, self._last = [], {}, {}, None
+        self.layer = self.call = self.head = np.empty(0, dtype=np.int64)
         layers = state["layers"]
         for layer, call, head in zip(state["layer"], state["call"], state["head"], strict=True):
             self._slot(layers[layer], call, head)

@@ -12,9 +12,9 @@ from entropy_monitor.errors import ConfigurationError
 class Thresholds:
     """What counts as ill. Shares are entropy / max_entropy, in [0, 1]; a *record* is one measured step.
 
-    The defaults were set on Vision Transformers trained on handwritten digits (6 layers, 4 heads, measured
-    every 10 steps), on runs sound and ill, and checked on other seeds. Counts of records scale with the
-    monitor's `every`: a detector that waits 2 records waits 20 steps at `every=10`.
+    The defaults were set on Vision Transformers trained on handwritten digits (6 layers, 4 heads,
+    measured every 10 steps), on runs sound and ill, and checked on other seeds. Counts of records
+    scale with the monitor's `every`: a detector that waits 2 records waits 20 steps at `every=10`.
 
     Raises:
         ConfigurationError: a value lies outside its range, or two values contradict each other.
@@ -30,9 +30,10 @@ class Thresholds:
     """Nats. Heads whose rows see fewer keys than this allows (exp(0.5) = 1.6) are not judged: with one key
     the entropy is 0 by definition."""
 
-    collapse_share: float = 0.10
-    """At or below this share of its maximum a head's entropy counts as low. Whole layers of sound runs were
-    seen at .15 and single heads at .04; layers of collapsing runs pass .10 within 5 to 15 records."""
+    collapse_share: float = 0.08
+    """At or below this share of its maximum a head's entropy counts as low. Of sound runs, whole layers were
+    seen at .15, half a layer at .07 and single heads at .03; layers of ill runs pass .08 on their
+    way to .01."""
 
     collapse_drop: float = 3.0
     """How many times lower than its own recent high a head must be. Heads that were always sharp, such as
@@ -46,26 +47,27 @@ class Thresholds:
     """At or below this share a head that was ever above `collapse_share * collapse_drop` counts as collapsed
     however slowly it came there: attention is all but one-hot."""
 
-    collapse_layer_fraction: float = 0.5
-    """Fraction of a layer's heads that must be low. Sharp single heads are common in sound models, a sharp
-    half of a layer is not. The alert closes below half of this fraction."""
+    collapse_layer_fraction: float = 0.6
+    """Fraction of a layer's heads that must be low. Sharp heads are common in sound models, up to half of a
+    layer; most of a layer is not. The alert closes below half of this fraction."""
 
-    collapse_early_share: float = 0.25
+    collapse_early_share: float = 0.30
     """Share that is low enough when, besides, the logits are past `collapse_early_logit` and the loss has not
     improved: the same fall with a falling loss is how sound runs learn."""
 
     collapse_early_logit: float = 50.0
     """Largest logit that makes an early collapse credible. At 50 a lead of one logit in ten decides a row."""
 
-    collapse_release_share: float = 0.30
+    collapse_release_share: float = 0.35
     """Above this share a head counts as recovered."""
 
     stalled_loss: float = 0.05
     """The loss counts as not improved while it has lost less than this fraction of its first value."""
 
-    logit_level: float = 200.0
-    """Largest logit that counts as exploded. Sound digits runs were seen at up to 135, ill ones at 460 by step
-    80. In bfloat16 neighbouring numbers above 128 lie 1 apart: attention weights are off by up to e^0.5."""
+    logit_level: float = 256.0
+    """Largest logit that counts as exploded. From here on neighbouring bfloat16 numbers lie 2 apart, so that
+    attention weights may be off by a factor e. Sound runs were seen at up to 181, ill ones at 500
+    to 10^5."""
 
     logit_growth: float = 10.0
     """How many times the head's own first value (at least 1) the largest logit must be: models with large
@@ -99,9 +101,7 @@ class Thresholds:
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ConfigurationError(
-                    f"Thresholds.{name} must lie in [{low:g}, {high:g}], not {value!r}"
-                )
+                raise ConfigurationError(f"Thresholds.{name} must lie in [{low:g}, {high:g}], not {value!r}")
         for lower, upper in _ORDER:
             if not getattr(self, lower) < getattr(self, upper):
                 raise ConfigurationError(
@@ -109,11 +109,9 @@ class Thresholds:
                     f"Thresholds.{upper} ({getattr(self, upper)!r})"
                 )
         for field in dataclasses.fields(self):
-            if field.type == "int" and not isinstance(getattr(self, field.name), int):
-                raise ConfigurationError(
-                    f"Thresholds.{field.name} must be a whole number, "
-                    f"not {getattr(self, field.name)!r}"
-                )
+            value = getattr(self, field.name)
+            if field.type == "int" and not isinstance(value, int):
+                raise ConfigurationError(f"Thresholds.{field.name} must be a whole number, not {value!r}")
 
 
 _INF = float("inf")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.figures import style
-from entropy_monitor.figures.frames import SHARE, RunTables, column_of, scalar
 from entropy_monitor.figures.lines import NOTHING, loss_curve
+from entropy_monitor.frames import SHARE, RunTables, column_of, scalar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,9 +56,7 @@ def compare(runs: Sequence[RunTables], *, figure: Figure | None = None) -> Figur
         share.plot(lowest.index, lowest, ":", color=colour, marker=marker, linewidth=1.0)
         largest = column_of(run, "sigma_qk").groupby("step")["value"].max()
         largest = largest.where(largest > 0)
-        sigma.plot(
-            largest.index, largest, color=colour, linestyle=dashes, marker=marker, linewidth=1.6
-        )
+        sigma.plot(largest.index, largest, color=colour, linestyle=dashes, marker=marker, linewidth=1.6)
         measured |= bool(mean.notna().any())
         positive |= bool(largest.notna().any())
     if positive:
@@ -71,10 +69,9 @@ def compare(runs: Sequence[RunTables], *, figure: Figure | None = None) -> Figur
 
 def _finish(loss: Axes, share: Axes, sigma: Axes) -> None:
     style.dress(loss, "loss, running mean", "loss", xlabel="")
-    style.dress(
-        share, "entropy / maximum: mean over heads (dotted: lowest head)", "share", xlabel=""
-    )
+    style.dress(share, "entropy / maximum: mean over heads (dotted: lowest head)", "share", xlabel="")
     style.dress(sigma, "largest spectral norm of W_K W_Qᵀ of any head", "σ_QK (log)")
     share.set_ylim(0.0, 1.03)
     style.integer_steps(sigma)
-    style.legend_beside(share, "run")
+    # A run without a loss is named by its entropy, which has a line for each.
+    named = share if len(share.lines) > 2 * len(loss.lines) else loss

@@ -11,8 +11,8 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm, Normalize
 
 from entropy_monitor.figures import style
-from entropy_monitor.figures.frames import SHARE, RunTables, column_of, layer_names
 from entropy_monitor.figures.lines import NOTHING, plain_title
+from entropy_monitor.frames import SHARE, RunTables, column_of, layer_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,15 +68,11 @@ def attention_map(values: Any, ax: Axes | None = None) -> Axes:
     """
     matrix = np.asarray([list(row) for row in values], dtype=np.float64)
     if matrix.ndim != 2 or not matrix.size:
-        raise ValueError(
-            f"an attention map is a matrix of numbers; this one has shape {matrix.shape}"
-        )
+        raise ValueError(f"an attention map is a matrix of numbers; this one has shape {matrix.shape}")
     ax = style.axes_on(ax, 2.9, 2.6)
     shown = np.ma.masked_invalid(matrix)
     top = float(shown.max()) if shown.count() else 1.0
-    image = ax.imshow(
-        shown, cmap="cividis", norm=Normalize(0.0, top or 1.0), interpolation="nearest"
-    )
+    image = ax.imshow(shown, cmap="cividis", norm=Normalize(0.0, top or 1.0), interpolation="nearest")
     style.dress(ax, "attention map", "query", xlabel="key")
     ax.grid(visible=False)
     _colour_bar(ax, image, "weight")
@@ -130,9 +126,7 @@ def _paint(ax: Axes, grid: pd.DataFrame, column: str) -> None:
     starts = np.flatnonzero(np.concatenate([[True], names[1:] != names[:-1]]))
     ends = np.append(starts[1:], len(grid))
     every = -(-len(starts) // _MOST_LABELS)
-    ax.set_yticks(
-        (starts + ends)[::every] / 2, style.short([str(n) for n in names[starts[::every]]])
-    )
+    ax.set_yticks((starts + ends)[::every] / 2, style.short([str(n) for n in names[starts[::every]]]))
     ax.tick_params(axis="y", length=0)
     if len(starts) <= _MOST_LABELS and len(grid) > len(starts):
         ax.hlines(starts[1:], *ax.get_xlim(), color="white", linewidth=1.2)

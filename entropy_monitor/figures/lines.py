@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from entropy_monitor.figures import style
-from entropy_monitor.figures.frames import (
+from entropy_monitor.frames import (
     RunTables,
     broken_steps,
     choose_layers,
@@ -39,9 +39,7 @@ _FLOORS = (
 )
 
 
-def overview(
-    run: RunTables, layers: Iterable[str] | None = None, *, figure: Figure | None = None
-) -> Figure:
+def overview(run: RunTables, layers: Iterable[str] | None = None, *, figure: Figure | None = None) -> Figure:
     """Loss above, entropy of chosen layers below, alerts as dashed lines at the step they opened.
 
     The form of Figure 1 of "Stabilizing Transformer Training by Preventing Attention Entropy
@@ -154,15 +152,11 @@ def floors(run: RunTables, layer: str, head: int, call: int = 0, *, ax: Axes | N
         ax.plot(steps, maximum, ":", color=style.QUIET, marker=marker, label="maximum, log n")
         ax.plot(steps, measured, color=style.INK, linewidth=2, marker=marker, label="entropy")
         spread = 2 * finite(rows["entropy_se"]).fillna(0.0)
-        ax.fill_between(
-            steps, measured - spread, measured + spread, color=style.INK, alpha=0.15, linewidth=0
-        )
+        ax.fill_between(steps, measured - spread, measured + spread, color=style.INK, alpha=0.15, linewidth=0)
         for column, label, colour, dashes in _FLOORS:
             values = finite(rows[column])
             known = "" if values.notna().any() else " (not known)"
-            ax.plot(
-                steps, values, color=colour, linestyle=dashes, marker=marker, label=label + known
-            )
+            ax.plot(steps, values, color=colour, linestyle=dashes, marker=marker, label=label + known)
         style.mark_broken(ax, broken_steps(rows.reset_index(), "entropy"))
     where = f"{style.short([layer])[0]}, head {head}" + (f", call {call}" if call else "")
     _finish(ax, run, f"entropy and its floors: {where}", "nats", "", legend="")
@@ -242,9 +236,7 @@ def _draw_maxima(ax: Axes, lines: Mapping[str, pd.DataFrame]) -> None:
     table = pd.concat({name: line["mean"] for name, line in lines.items()}, axis=1)
     spread = (table.max(axis=1) - table.min(axis=1)).max()
     together = bool(spread <= 0.01 * table.max(axis=1).max())
-    shown: Sequence[pd.Series] = (
-        [table.mean(axis=1)] if together else [table[name] for name in table.columns]
-    )
+    shown: Sequence[pd.Series] = [table.mean(axis=1)] if together else [table[name] for name in table.columns]
     colours = [style.QUIET] if together else style.depth_colours(len(shown))
     for i, (colour, maximum) in enumerate(zip(colours, shown, strict=True)):
         marker = style.line_marker(maximum)
@@ -252,9 +244,7 @@ def _draw_maxima(ax: Axes, lines: Mapping[str, pd.DataFrame]) -> None:
         ax.plot(maximum.index, maximum, ":", color=colour, marker=marker, label=label)
 
 
-def _finish(
-    ax: Axes, run: RunTables, what: str, ylabel: str, remark: str, legend: str = "layer"
-) -> None:
+def _finish(ax: Axes, run: RunTables, what: str, ylabel: str, remark: str, legend: str = "layer") -> None:
     if not ax.lines:
         style.say(ax, NOTHING)
     style.dress(ax, plain_title(run, what), ylabel)

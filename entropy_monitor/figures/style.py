@@ -34,7 +34,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def axes_on(ax: Axes | None, width: float = 7.2, height: float = 3.4) -> Axes:
+def axes_on(ax: Axes | None, width: float = 8.6, height: float = 3.4) -> Axes:
     """`ax`, or the only axes of a new figure."""
     return ax if ax is not None else new_figure(width, height).subplots()
 
@@ -53,9 +53,7 @@ def plain(text: object) -> str:
 
 def short(names: Sequence[str]) -> list[str]:
     """Names cut in front to `LONGEST_NAME` characters; kept whole where two would read the same."""
-    cut = [
-        name if len(name) <= LONGEST_NAME else "…" + name[-(LONGEST_NAME - 1) :] for name in names
-    ]
+    cut = [name if len(name) <= LONGEST_NAME else "…" + name[-(LONGEST_NAME - 1) :] for name in names]
     return [plain(c if cut.count(c) == 1 else name) for c, name in zip(cut, names, strict=True)]
 
 
@@ -73,9 +71,7 @@ def dress(ax: Axes, title: str, ylabel: str, *, xlabel: str = "training step") -
 
 def integer_steps(ax: Axes) -> None:
     """Ticks at whole steps, however few there are."""
-    ax.xaxis.set_major_locator(
-        MaxNLocator(integer=True, nbins=8, min_n_ticks=1, steps=[1, 2, 5, 10])
-    )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1, steps=[1, 2, 5, 10]))
 
 
 def line_marker(values: pd.Series | pd.DataFrame) -> str:
@@ -85,9 +81,7 @@ def line_marker(values: pd.Series | pd.DataFrame) -> str:
 
 def say(ax: Axes, text: str) -> None:
     """Text in the middle of axes that have nothing to draw."""
-    ax.text(
-        0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=9, color=QUIET
-    )
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=9, color=QUIET)
 
 
 def note(ax: Axes, text: str) -> None:

@@ -18,7 +18,7 @@ from entropy_monitor.measures.floors import (
     floor_row,
     floor_weights,
 )
-from entropy_monitor.measures.masks import hidden
+from entropy_monitor.measures.masks import hidden, hidden_logits, is_two_valued
 from entropy_monitor.measures.rows import (
     RowStatistics,
     attention_entropy,
@@ -50,6 +50,8 @@ __all__ = [
     "floor_row",
     "floor_weights",
     "hidden",
+    "hidden_logits",
+    "is_two_valued",
     "largest_singular_value",
     "minimising_logits",
     "row_statistics",

@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from entropy_monitor.measures._precision import working_dtype
+from entropy_monitor.measures._precision import MAX_BYTES, working_dtype
+
+_TEMPORARIES = 4  # copies of a matrix, live at once while its Gram is made
 
 
 def scaled(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,13 +34,30 @@ def scaled(w: Tensor) -> tuple[Tensor, Tensor]:
     return cleaned, torch.where(finite, largest, math.nan)
 
 
-def gram(w: Tensor) -> Tensor:
-    """The smaller of WᵀW and WWᵀ, `[..., min(m, n), min(m, n)]`."""
-    return w.mT @ w if w.shape[-1] <= w.shape[-2] else w @ w.mT
+def grams(w: Tensor, *, of_columns: bool | None = None, max_bytes: int = MAX_BYTES) -> tuple[Tensor, Tensor]:
+    """Gram matrices of scaled matrices, a few matrices at a time.
+
+    Args:
+        w: `[..., m, n]`.
+        of_columns: True for WᵀW, False for WWᵀ, None for the smaller of them.
+        max_bytes: limit for temporaries; a single matrix is never cut.
+
+    Returns:
+        The Gram matrices and the factors that `scaled` took out of w.
+    """
+    sizes = list(w.shape[:-2])
+    if w.numel() * _TEMPORARIES * working_dtype(w).itemsize > max_bytes and max(sizes, default=1) > 1:
+        dim = sizes.index(max(sizes))
+        halves = [grams(half, of_columns=of_columns, max_bytes=max_bytes) for half in w.chunk(2, dim)]
+        return torch.cat([g for g, _ in halves], dim), torch.cat([f for _, f in halves], dim)
+    s, factor = scaled(w)
+    if of_columns is None:
+        of_columns = w.shape[-1] <= w.shape[-2]
+    return (s.mT @ s if of_columns else s @ s.mT), factor
 
 
 def power_bound(G: Tensor, squarings: int) -> Tensor:
-    """`‖G^(2^k)‖_F^(1/2^k)` of symmetric positive semi-definite matrices: at least the largest eigenvalue.
+    """`‖G^(2^k)‖_F^(1/2^k)` of symmetric positive semi-definite G: at least its top eigenvalue.
 
     Every power is divided by its norm before it is squared, and the logarithms of the norms are
     summed: `log λ ≤ Σ_j 2^(-j) log f_j`.

@@ -1,4 +1,4 @@
-"""Attention logits of some query rows, a block at a time, exactly as the softmax is about to see them."""
+"""Attention logits of some query rows, a block at a time, as the softmax is about to see them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from entropy_monitor.measures import masks
 from entropy_monitor.measures._blocks import blocks
 from entropy_monitor.measures._precision import working_dtype
 
-_TEMPORARIES = 8  # of a logit's size, live at once while one block is made and reduced
+TEMPORARIES = 8  # of a logit's size, live at once while one block is made and reduced
 
 
 class Block(NamedTuple):
@@ -42,8 +42,7 @@ def logit_blocks(
     rows: Tensor | None,
     max_bytes: int,
 ) -> Iterator[Block]:
-    """Yield `cap(scale · q kᵀ) + mask` for the chosen rows; arguments as in `row_statistics`."""
-    check_operands(q, k, scale, softcap, rows)
+    """Yield `cap(scale · q kᵀ) + mask` for the chosen rows; arguments as in `row_statistics`, checked before."""
     B, H, Tq, D = q.shape
     Hk, Tk = k.shape[1], k.shape[2]
     dtype = working_dtype(q, k)
@@ -61,7 +60,7 @@ def logit_blocks(
         H,
         R,
         group=group,
-        row_bytes=max(1, size * (_TEMPORARIES * Tk + 2 * D)),
+        row_bytes=max(1, size * (TEMPORARIES * Tk + 2 * D)),
         head_bytes=min(size * Tk * D, max_bytes // 4),
         max_bytes=max_bytes,
     ):
@@ -69,9 +68,7 @@ def logit_blocks(
         chosen = r if rows is None else rows[r]
         heads = slice(h.start // group, (h.stop - 1) // group + 1)
         q_block = q[b, h]
-        q_block = (
-            q_block[:, :, chosen] if isinstance(chosen, slice) else q_block.index_select(2, chosen)
-        )
+        q_block = q_block[:, :, chosen] if isinstance(chosen, slice) else q_block.index_select(2, chosen)
         logits = _product(q_block.to(dtype) * scale, k[b, heads], max_bytes // 4)
         if softcap is not None:
             logits = logits.div_(softcap).tanh_().mul_(softcap)
@@ -92,7 +89,7 @@ def logit_blocks(
 
 
 def _product(q: Tensor, k: Tensor, max_bytes: int) -> Tensor:
-    """`q [b, h, r, D] · k [b, g, Tk, D]ᵀ` in q's dtype, each key head serving h / g query heads unrepeated."""
+    """`q [b, h, r, D] · k [b, g, Tk, D]ᵀ` in q's dtype; a key head serves h / g query heads."""
     b, h, r, D = q.shape
     g, Tk = k.shape[1], k.shape[2]
     q = q.reshape(b * g, h // g * r, D)
@@ -130,8 +127,8 @@ def check_operands(
         raise ConfigurationError(f"q and k must be floating, got {q.dtype} and {k.dtype}")
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ConfigurationError(
-            f"q and k must agree in batch and head size, got {tuple(q.shape)} and {tuple(k.shape)}; "
-            f"expand the broadcast dimension first"
+            f"q and k must agree in batch and head size, got {tuple(q.shape)} and "
+            f"{tuple(k.shape)}; expand the broadcast dimension first"
         )
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""The arithmetic that every measure runs in: which dtype, how exact a matrix product, how large a block."""
+"""The arithmetic of every measure: which dtype, how exact a product, how large a block."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def critical_sigma(entropy: Tensor, num_keys: Tensor | float) -> Tensor: ...
 @overload
 def critical_sigma(entropy: Tensor | float, num_keys: Tensor) -> Tensor: ...
 def critical_sigma(entropy: Tensor | float, num_keys: Tensor | float) -> Tensor | float:
-    """The smallest σ whose bound `B(σ, T)` has fallen to a given entropy: the inverse of Theorem 3.1.
+    """The smallest σ whose bound `B(σ, T)` has fallen to an entropy: Theorem 3.1 inverted.
 
     0 where `entropy ≥ log T`, which includes rows of one key or none; inf where entropy ≤ 0 and T >
     1, since no finite σ permits it. By bisection in float64.
@@ -85,7 +85,9 @@ def critical_sigma(entropy: Tensor | float, num_keys: Tensor | float) -> Tensor 
 
 
 def minimising_logits(sigma: float, num_keys: int) -> Tensor:
-    """The logits of norm σ that reach `B(σ, T)`: one at `σ√(1 - 1/T)`, the rest at `-σ√(1 / (T (T - 1)))`.
+    """The logits of norm σ whose softmax has entropy `B(σ, T)` exactly (Theorem 3.1 is tight).
+
+    One logit is `σ√(1 - 1/T)`, the rest are `-σ√(1 / (T (T - 1)))`.
 
     Returns:
         `[T]`, float64, on the CPU; their sum is 0. A single logit is 0, whatever σ.
@@ -118,7 +120,7 @@ def _bound(sigma: Tensor, n: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _inverse(entropy: Tensor, n: Tensor) -> Tensor:
-    entropy, n = torch.broadcast_tensors(entropy, n)
+    entropy, n = torch.broadcast_tensors(entropy, n)  # type: ignore[no-untyped-call]
     # B(σ) ≤ (1 + δ) (T-1) e^(-δ), which is below the entropy at δ = 2 log((T-1) / entropy) + 10.
     low = torch.zeros_like(entropy)
     high = 2 * ((n - 1).clamp(min=1).log() - entropy.clamp(min=1e-300).log()).clamp(min=0) + 10

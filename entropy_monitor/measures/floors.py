@@ -40,9 +40,9 @@ def floor_row(logit_norm: Tensor, num_keys: Tensor) -> Tensor:
 def floor_activation(
     scale: Tensor | float, k_norm: Tensor, q_norm: Tensor, bias_norm: Tensor, num_keys: Tensor
 ) -> Tensor:
-    """`B(scale · ‖K‖₂ ‖q_i‖₂ + ‖b_i - mean(b_i)‖₂, n_i)` in nats: holds for dot-product softmax attention.
+    """`B(scale · ‖K‖₂ ‖q_i‖₂ + ‖b_i - mean(b_i)‖₂, n_i)` in nats: holds for dot-product softmax.
 
-    Soft-capped logits too, since the cap only shrinks them. NaN where the biases are unknown (NaN).
+    For soft-capped logits too, since the cap only shrinks them.
 
     Args:
         scale: factor of the product q·k.
@@ -52,7 +52,7 @@ def floor_activation(
             biases.
         num_keys: visible keys n_i.
     """
-    return _floor(_positive(scale) * k_norm * q_norm + bias_norm, num_keys)
+    return _floor(_magnitude(scale) * k_norm * q_norm + bias_norm, num_keys)
 
 
 @torch.no_grad()
@@ -82,13 +82,15 @@ def floor_weights(
             biases.
         num_keys: visible keys n_i.
     """
-    product = _positive(scale) * x_kv_norm * (sigma_qk * x_norm + query_bias_norm)
+    product = _magnitude(scale) * x_kv_norm * (sigma_qk * x_norm + query_bias_norm)
     return _floor(product + bias_norm, num_keys)
 
 
 @torch.no_grad()
 def floor_paper(sigma_qk: Tensor, num_keys: Tensor) -> Tensor:
-    """`B(σ_QK, n_i)` in nats: the paper's curve, for `‖X‖₂ ≤ 1` and no scale. Real entropies may lie below it.
+    """`B(σ_QK, n_i)` in nats: the paper's curve, and no floor.
+
+    It is normalised to `‖X‖₂ ≤ 1` and no scale, so measured entropies may lie below it.
 
     Args:
         sigma_qk: `‖W_K W_Qᵀ‖₂` of the head.
@@ -103,5 +105,5 @@ def _floor(norm: Tensor, num_keys: Tensor) -> Tensor:
     return entropy_lower_bound(norm.to(dtype) * (1 + _UPWARDS * torch.finfo(dtype).eps), num_keys)
 
 
-def _positive(scale: Tensor | float) -> Tensor | float:
-    return abs(scale)
+def _magnitude(scale: Tensor | float) -> Tensor | float:
+    return scale.abs() if isinstance(scale, Tensor) else abs(scale)

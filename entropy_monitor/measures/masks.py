@@ -9,6 +9,9 @@ from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.measures._precision import MAX_BYTES
 
 _HIDING = -1e9
+_HIDING_LOGIT = -5e8  # a mask's -1e9 plus any logit that a model could have
+_HALF_HIDING_LOGIT = (-1.02e4, -0.98e4)  # a mask's -1e4 plus a logit of usual size
+_VISIBLE_LOGIT = -1e3
 _TWO_VALUED = -1e4
 # A mask written in bfloat16 holds -1e9 as -998244352 and -1e4 as -9984, also after it was cast up.
 _ROUNDED = 2.0**-8
@@ -38,6 +41,26 @@ def hidden(mask: Tensor, two_valued: Tensor | None = None) -> Tensor:
     if two_valued is None:
         two_valued = is_two_valued(mask)
     return (mask <= limit) | (_is_ten_thousand(mask) & two_valued)
+
+
+def hidden_logits(logits: Tensor) -> Tensor:
+    """Tell which keys were hidden by a mask that is already added to the logits.
+
+    Hidden is what is -inf, at most -5e8, at most half of the dtype's lowest finite value, or within
+    2 % of -1e4 in a row whose largest logit is above -1e3.
+
+    Args:
+        logits: `[..., Tk]` as they enter the softmax, in the dtype in which the mask was added.
+
+    Returns:
+        Boolean tensor of the logits' shape, True = hidden.
+    """
+    low, high = _HALF_HIDING_LOGIT
+    limit = max(_HIDING_LOGIT, torch.finfo(logits.dtype).min / 2)
+    if logits.shape[-1] == 0:
+        return logits <= limit
+    seen_elsewhere = logits.amax(-1, keepdim=True) > _VISIBLE_LOGIT
+    return (logits <= limit) | ((logits >= low) & (logits <= high) & seen_elsewhere)
 
 
 def is_two_valued(mask: Tensor, max_bytes: int = MAX_BYTES) -> Tensor:
@@ -95,7 +118,8 @@ def as_four_dimensions(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor
         A view of the mask with four dimensions.
 
     Raises:
-        ConfigurationError: if the mask does not broadcast to `shape`, or is neither boolean nor floating.
+        ConfigurationError: if the mask does not broadcast to `shape`, or is neither boolean nor
+            floating.
     """
     if mask.dtype != torch.bool:
         _require_floating(mask)
@@ -109,7 +133,7 @@ def as_four_dimensions(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor
 
 
 def cut(mask: Tensor, batch: slice, heads: slice, rows: slice | Tensor) -> Tensor:
-    """Cut a four-dimensional broadcastable mask to a block of the logits; broadcast dimensions stay 1.
+    """Cut a mask to a block of the logits; broadcast dimensions stay 1.
 
     Args:
         mask: `[B or 1, H or 1, Tq or 1, Tk or 1]`.

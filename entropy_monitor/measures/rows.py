@@ -1,4 +1,4 @@
-"""What the softmax does to each query row: entropy, visible keys, and the norms that the floors need.
+"""What the softmax does to each query row: entropy, visible keys, and the floors' norms.
 
 Shapes: B sequences, H query heads, Hk key heads, Tq query rows, Tk keys, R rows read, D head size.
 Everything is computed in float32 (float64 for float64 inputs), whatever autocast says, without
@@ -8,7 +8,6 @@ gradients. On an accelerator nothing here waits for the device.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,34 +15,18 @@ from torch import Tensor
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.measures import masks
 from entropy_monitor.measures._blocks import blocks
-from entropy_monitor.measures._logits import Block, check_rows, logit_blocks
+from entropy_monitor.measures._logits import TEMPORARIES, Block, check_operands, check_rows, logit_blocks
 from entropy_monitor.measures._precision import MAX_BYTES, exact, working_dtype
+from entropy_monitor.measures._reduction import RowStatistics, reduce_block, without_keys
 
-_HIDING_LOGIT = -5e8  # a mask's -1e9 plus any logit that a model could have
-_HALF_HIDING_LOGIT = (-1.02e4, -0.98e4)  # a mask's -1e4 plus a logit of usual size
-_VISIBLE_LOGIT = -1e3
-_TEMPORARIES = 8
-
-
-class RowStatistics(NamedTuple):
-    """Figures of every query row read, each `[B, H, R]`, float32 (float64 for float64 inputs).
-
-    Attributes:
-        entropy: `-Σ_j A_ij log A_ij` in nats, before dropout; 0 for fully masked rows, NaN where a
-            visible logit is not finite.
-        num_keys: number n_i of visible keys; 0 = fully masked.
-        max_logit: largest visible logit as the softmax sees it: scaled, capped, biased; -inf when
-            fully masked.
-        logit_norm: `‖u_i - mean(u_i)‖₂` over the visible keys.
-        bias_norm: `‖b_i - mean(b_i)‖₂` of the additive biases over the visible keys; 0 without
-            biases, NaN where they are not known.
-    """
-
-    entropy: Tensor
-    num_keys: Tensor
-    max_logit: Tensor
-    logit_norm: Tensor
-    bias_norm: Tensor
+__all__ = [
+    "RowStatistics",
+    "attention_entropy",
+    "attention_map",
+    "entropy_from_maps",
+    "row_statistics",
+    "row_statistics_from_logits",
+]
 
 
 @torch.no_grad()
@@ -81,8 +64,9 @@ def row_statistics(
     Raises:
         ConfigurationError: if shapes or dtypes do not fit, or scale or softcap is not usable.
     """
+    check_operands(q, k, scale, softcap, rows)
     with exact(q.device):
-        out = _allocate(q, rows, working_dtype(q, k))
+        out = without_keys(q, q.shape[-2] if rows is None else rows.shape[0], working_dtype(q, k))
         for block in logit_blocks(
             q,
             k,
@@ -93,7 +77,7 @@ def row_statistics(
             rows=rows,
             max_bytes=max_bytes,
         ):
-            _store(out, block.place, _reduce(block))
+            reduce_block(block, out)
     return out
 
 
@@ -126,19 +110,15 @@ def row_statistics_from_logits(
     check_rows(rows)
     B, H, Tq, Tk = logits.shape
     dtype = working_dtype(logits)
-    row_bytes = max(1, dtype.itemsize * _TEMPORARIES * Tk)
+    row_bytes = max(1, dtype.itemsize * TEMPORARIES * Tk)
     R = Tq if rows is None else rows.shape[0]
     with exact(logits.device):
-        out = _allocate(logits, rows, dtype)
-        for place in blocks(
-            B, H, R, group=1, row_bytes=row_bytes, head_bytes=0, max_bytes=max_bytes
-        ):
-            part = masks.cut(
-                logits, place[0], place[1], place[2] if rows is None else rows[place[2]]
-            )
-            hidden = _hidden_logits(part)
+        out = without_keys(logits, R, dtype)
+        for place in blocks(B, H, R, group=1, row_bytes=row_bytes, head_bytes=0, max_bytes=max_bytes):
+            part = masks.cut(logits, place[0], place[1], place[2] if rows is None else rows[place[2]])
+            hidden = masks.hidden_logits(part)
             values = part.to(dtype).masked_fill(hidden, -math.inf)
-            _store(out, place, _reduce(Block(place, values, hidden, None)))
+            reduce_block(Block(place, values, hidden, None), out)
     out.bias_norm.fill_(math.nan)
     return out
 
@@ -185,6 +165,7 @@ def attention_map(
         `[B, H, R, Tk]`, float32 (float64 for float64 inputs). Rows sum to one; fully masked rows
         are all 0.
     """
+    check_operands(q, k, scale, softcap, rows)
     with exact(q.device):
         R = q.shape[-2] if rows is None else rows.shape[0]
         out = q.new_zeros((*q.shape[:2], R, k.shape[-2]), dtype=working_dtype(q, k))
@@ -216,79 +197,5 @@ def entropy_from_maps(maps: Tensor) -> Tensor:
     Returns:
         `[..., Tq]`, float32 (float64 for float64 inputs). NaN where a probability is NaN.
     """
-    return torch.special.entr(maps.to(working_dtype(maps))).sum(-1)
-
-
-def _allocate(like: Tensor, rows: Tensor | None, dtype: torch.dtype) -> RowStatistics:
-    """Output for `[B, H, R]` rows, holding what is true of a row without keys."""
-    shape = (*like.shape[:2], like.shape[-2] if rows is None else rows.shape[0])
-    fill = (0.0, 0.0, -math.inf, 0.0, 0.0)
-    return RowStatistics(*(like.new_full(shape, value, dtype=dtype) for value in fill))
-
-
-def _store(
-    out: RowStatistics, place: tuple[slice, slice, slice], part: tuple[Tensor | None, ...]
-) -> None:
-    for whole, values in zip(out, part, strict=True):
-        if values is not None:
-            whole[place] = values
-
-
-def _hidden_logits(logits: Tensor) -> Tensor:
-    low, high = _HALF_HIDING_LOGIT
-    limit = max(_HIDING_LOGIT, torch.finfo(logits.dtype).min / 2)
-    if logits.shape[-1] == 0:
-        return logits <= limit
-    seen_elsewhere = logits.amax(-1, keepdim=True) > _VISIBLE_LOGIT
-    return (logits <= limit) | ((logits >= low) & (logits <= high) & seen_elsewhere)
-
-
-def _reduce(block: Block) -> tuple[Tensor | None, ...]:
-    """RowStatistics of one block; None where `_allocate` holds the answer. Overwrites the block's logits."""
-    logits, hidden = block.logits, block.hidden
-    Tk = logits.shape[-1]
-    if Tk == 0:
-        return (None,) * 5
-    max_logit, argmax = logits.max(-1, keepdim=True)
-    if hidden is None:
-        num_keys = torch.full_like(max_logit, Tk)
-        t = logits.sub_(max_logit)
-    else:
-        num_keys = (~hidden).sum(-1, keepdim=True, dtype=logits.dtype)
-        if hidden.shape[-1] == 1:
-            num_keys = num_keys * Tk
-        num_keys = num_keys.expand_as(max_logit)
-        t = logits.sub_(max_logit).masked_fill_(hidden, 0.0)
-    e = t.exp()
-    if hidden is not None:
-        e.masked_fill_(hidden, 0.0)
-    weighted = (e * t).sum(-1, keepdim=True)
-    # l = 1 + rest: adding the 1 first would round away all digits of a rest below 1e-7.
-    rest = e.scatter_(-1, argmax, 0.0).sum(-1, keepdim=True)
-    entropy = rest.log1p() - weighted / (1 + rest)
-
-    n = num_keys.clamp(min=1)
-    mean = t.sum(-1, keepdim=True) / n
-    centred = t.sub_(mean)
-    if hidden is not None:
-        centred.masked_fill_(hidden, 0.0)
-    logit_norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-    # A visible -inf is the one value that leaves the entropy finite; the mean of t shows it.
-    entropy = torch.where(mean.isfinite(), entropy, math.nan)
-    entropy = torch.where(num_keys > 0, entropy, 0.0)
-
-    bias_norm = None if block.bias is None else _centred_norm(block.bias, hidden, Tk)
-    results = (entropy, num_keys, max_logit, logit_norm)
-    return (*(x.squeeze(-1) for x in results), bias_norm)
-
-
-def _centred_norm(bias: Tensor, hidden: Tensor | None, Tk: int) -> Tensor:
-    """`‖b - mean(b)‖₂` over visible keys, `[b or 1, h or 1, r or 1]`."""
-    bias = bias.expand(*bias.shape[:-1], Tk)
-    if hidden is None:
-        return torch.linalg.vector_norm(bias - bias.mean(-1, keepdim=True), dim=-1)
-    hidden = hidden.expand(*hidden.shape[:-1], Tk)
-    n = (~hidden).sum(-1, keepdim=True).clamp(min=1)
-    seen = torch.where(hidden, 0.0, bias)
-    centred = torch.where(hidden, 0.0, seen - seen.sum(-1, keepdim=True) / n)
-    return torch.linalg.vector_norm(centred, dim=-1)
+    entropy: Tensor = torch.special.entr(maps.to(working_dtype(maps))).sum(-1)
+    return entropy

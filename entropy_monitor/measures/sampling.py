@@ -20,7 +20,7 @@ def systematic_rows(
     step: int,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Choose query rows in equal strides; over the steps their offset visits every row equally often.
+    """Choose query rows in equal strides; over the steps every row is read equally often.
 
     The offset is `frac(step / golden ratio)` strides: it depends on nothing but the step, so every
     layer, rank and recomputation reads the same rows and no random state is touched.
@@ -35,7 +35,8 @@ def systematic_rows(
         `[min(count, num_rows)]`, int64, ascending and distinct.
 
     Raises:
-        ConfigurationError: if count is neither "all" nor a positive integer, or num_rows is out of range.
+        ConfigurationError: if count is neither "all" nor a positive integer, or num_rows is out of
+            range.
     """
     if not 0 <= num_rows <= 10**6:
         raise ConfigurationError(f"num_rows must be within 0 and 10^6, got {num_rows}")
@@ -47,7 +48,8 @@ def systematic_rows(
         return torch.arange(num_rows, dtype=torch.int64, device=device)
     offset = (step * _GOLDEN % 2**64) >> (64 - _RESOLUTION)
     strides = torch.arange(count, dtype=torch.int64, device=device) * 2**_RESOLUTION + offset
-    return (strides * num_rows).div(count * 2**_RESOLUTION, rounding_mode="floor")
+    rows: Tensor = (strides * num_rows).div(count * 2**_RESOLUTION, rounding_mode="floor")
+    return rows
 
 
 @torch.no_grad()

@@ -27,7 +27,8 @@ from entropy_monitor.store.layout import file_path
 class AppendFile:
     """A new file, written at its end and never buffered in this process.
 
-    What `write` has returned for outlives the process, however that ends: it is with the operating system.
+    What `write` has returned for outlives the process, however that ends: it is with the operating
+    system.
 
     Raises:
         FileExistsError: the file is there already.
@@ -112,9 +113,7 @@ class SessionFiles:
         OSError: one of the files cannot be made.
     """
 
-    def __init__(
-        self, run_dir: Path, session: int, rank: int, metadata: Mapping[str, str]
-    ) -> None:
+    def __init__(self, run_dir: Path, session: int, rank: int, metadata: Mapping[str, str]) -> None:
         self.plan_path = file_path(run_dir, "plan", session, rank)
         self._streams: dict[str, TableStream] = {}
         self._alerts = AppendFile(file_path(run_dir, "alerts", session, rank))

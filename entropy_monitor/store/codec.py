@@ -42,9 +42,7 @@ def to_batch(table: Table, columns: Columns) -> pa.RecordBatch:
     if columns.keys() != set(table.names):
         missing = sorted(set(table.names) - columns.keys())
         unknown = sorted(columns.keys() - set(table.names))
-        raise ValueError(
-            f"table {table.name!r} has other columns: missing {missing}, unknown {unknown}"
-        )
+        raise ValueError(f"table {table.name!r} has other columns: missing {missing}, unknown {unknown}")
     arrays = [_to_array(column, columns[column.name]) for column in table.columns]
     lengths = {column.name: len(array) for column, array in zip(table.columns, arrays, strict=True)}
     if len(set(lengths.values())) > 1:

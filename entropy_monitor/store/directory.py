@@ -31,15 +31,15 @@ _ELSEWHERE = "Choose another run_dir"
 def check_run_dir(run_dir: str | os.PathLike[str], model: Mapping[str, Any]) -> None:
     """Whether a run of `model` can be kept in `run_dir`; writes nothing.
 
-    A directory that does not exist, or holds no run (whatever else lies there), takes a new run. One that holds a
-    run of the same model, parameter for parameter, is continued.
+    A directory that does not exist, or holds no run (whatever else lies there), takes a new run.
+    One that holds a run of the same model, parameter for parameter, is continued.
 
     Args:
         run_dir: the directory.
         model: as in `RunInfo.model`.
 
-    Raises:
-        RunDirectoryError: it is a file, cannot be written, holds another model's run, or a damaged one.
+    Raises: RunDirectoryError: it is a file, cannot be written, holds another model's run, or a
+        damaged one.
     """
     path = Path(run_dir)
     _check_place(path)
@@ -49,16 +49,17 @@ def check_run_dir(run_dir: str | os.PathLike[str], model: Mapping[str, Any]) -> 
         _check_model(path, _read_run_file(path), model)
     elif leftovers := run_files(path):
         raise RunDirectoryError(
-            f"{path} holds {leftovers[0].path.name} of an earlier run, but no {RUN_FILE}: that run is damaged, "
-            f"and nothing of it will be overwritten. Put {RUN_FILE} back, or choose another run_dir."
+            f"{path} holds {leftovers[0].path.name} of an earlier run, but no {RUN_FILE}: that run is "
+            f"damaged, and nothing of it is overwritten. Put {RUN_FILE} back, or choose another run_dir."
         )
 
 
 def next_session(run_dir: str | os.PathLike[str], model: Mapping[str, Any], rank: int = 0) -> int:
     """The number, from 0, of the session that `rank` would start in `run_dir`; claims nothing.
 
-    Ranks of one launch share a session without talking to each other: a rank joins the latest session if that was
-    begun by the same launch (by what the launcher put into the environment) and the rank is not in it yet.
+    Ranks of one launch share a session without talking to each other: a rank joins the latest
+    session if that was begun by the same launch (by what the launcher put into the environment) and
+    the rank is not in it yet.
 
     Raises:
         RunDirectoryError: as in `check_run_dir`.
@@ -127,8 +128,8 @@ def _check_model(run_dir: Path, run: Mapping[str, Any], model: Mapping[str, Any]
             there = f"has shape {known[name]}" if name in known else "does not exist"
             here = f"has shape {given[name]}" if name in given else "does not exist"
             raise RunDirectoryError(
-                f"{run_dir} holds the run of another model: parameter {name!r} {there} in that run and {here} in "
-                f"this model ({len(known)} and {len(given)} parameters in all). {_ELSEWHERE}."
+                f"{run_dir} holds the run of another model: parameter {name!r} {there} in that run "
+                f"and {here} in this model ({len(known)} and {len(given)} parameters in all). {_ELSEWHERE}."
             )
 
 

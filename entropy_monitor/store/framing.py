@@ -1,11 +1,12 @@
 """Where a stream's messages lie and whether they are what was written, before anything decodes them.
 
-An Arrow IPC stream is a row of messages: a schema, then record batches. Arrow has no checksum, and a changed
-length makes every later message unreachable. So each message carries a *seal* in its metadata, a text of fixed
-width which holds the message's number, its length, the seal's own place in it, a fingerprint of the schema and
-the CRC-32 of all its bytes (with the CRC's own digits as zeros). A reader looks for seals, not for lengths:
-a damaged message costs itself only, and no byte reaches the decoder that the checksum does not vouch for.
-Other Arrow readers see a plain IPC stream.
+An Arrow IPC stream is a row of messages: a schema, then record batches. Arrow has no checksum, and
+a changed length makes every later message unreachable. So each message carries a *seal* in its
+metadata, a text of fixed width which holds the message's number, its length, the seal's own place
+in it, a fingerprint of the schema and the CRC-32 of all its bytes (with the CRC's own digits as
+zeros). A reader looks for seals, not for lengths: a damaged message costs itself only, and no byte
+reaches the decoder that the checksum does not vouch for. Other Arrow readers see a plain IPC
+stream.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """Arrow's mark for the end of a stream, which a writer leaves when it is closed."""
 
 _HEX = rb"([0-9a-f]{8})"
-_SEAL = re.compile(
-    rb"EMSEAL number=%b start=%b length=%b schema=%b crc=%b" % (_HEX, _HEX, _HEX, _HEX, _HEX)
-)
+_SEAL = re.compile(rb"EMSEAL number=%b start=%b length=%b schema=%b crc=%b" % (_HEX, _HEX, _HEX, _HEX, _HEX))
 _NO_CRC = b"00000000"
 
 

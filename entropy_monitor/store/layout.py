@@ -35,7 +35,8 @@ class RunFile:
 def file_path(run_dir: Path, kind: str, session: int, rank: int) -> Path:
     """Where one rank of one session keeps a kind of file, such as `heads-000-000.arrows`.
 
-    Kinds: the names of the tables, `alerts`, `session` (the claim: who started it, when, how) and `plan`.
+    Kinds: the names of the tables, `alerts`, `session` (the claim: who started it, when, how) and
+    `plan`.
     """
     return run_dir / f"{kind}-{session:03d}-{rank:03d}.{_SUFFIXES[kind]}"
 

@@ -32,8 +32,8 @@ class Part:
 def cutoffs(parts: Sequence[Part]) -> dict[int, int]:
     """For each session that a later one overtook, the first step that is not its own any more.
 
-    A process that starts again goes back to its checkpoint: what the earlier one measured at or after the first
-    step of the later one belongs to a timeline that was left.
+    A process that starts again goes back to its checkpoint: what the earlier one measured at or
+    after the first step of the later one belongs to a timeline that was left.
     """
     first: dict[int, int] = {}
     for part in parts:
@@ -53,7 +53,8 @@ def cutoffs(parts: Sequence[Part]) -> dict[int, int]:
 def merge_table(table: Table, parts: Sequence[Part], ends: Mapping[int, int]) -> pa.Table:
     """The run's rows, one for each key, in the order of step and place in the model.
 
-    Where a rank wrote a key twice, its later row counts. Where several ranks of a session wrote it, `merge_ranks`.
+    Where a rank wrote a key twice, its later row counts. Where several ranks of a session wrote it,
+    `merge_ranks`.
     """
     sessions: dict[int, list[pa.Table]] = {}
     for part in sorted(parts, key=lambda part: (part.session, part.rank)):
@@ -74,8 +75,8 @@ def merge_events(
 ) -> list[AlertEvent]:
     """All ranks' events of the timeline that counts, in order of session, step and rank.
 
-    Ranks that hold copies of the same heads find the same things: of alerts of one session that concern the same
-    kind, layer and heads at the same time, those of the lowest rank are kept.
+    Ranks that hold copies of the same heads find the same things: of alerts of one session that
+    concern the same kind, layer and heads at the same time, those of the lowest rank are kept.
 
     Args:
         logs: by (session, rank), in the order of writing.

@@ -26,10 +26,11 @@ _MEANS = {
 def merge_ranks(table: Table, ranks: Sequence[pa.Table]) -> pa.Table:
     """One row for each key.
 
-    With w = `rows_read` of a rank: entropies and floors are Σ w x / Σ w, `entropy_se` is √(Σ (w se)²) / Σ w (the
-    ranks sample independently) and null where one is, `rows_read` is Σ w, `max_logit` the maximum. Spectral norms,
-    gradients and updates, which are equal wherever they are known, are the maximum too; scalars the plain mean.
-    A reading of NaN stays NaN; a null is left out.
+    With w = `rows_read` of a rank: entropies and floors are Σ w x / Σ w, `entropy_se` is √(Σ (w
+    se)²) / Σ w (the ranks sample independently) and null where one is, `rows_read` is Σ w,
+    `max_logit` the maximum. Spectral norms, gradients and updates, which are equal wherever they
+    are known, are the maximum too; scalars the plain mean. A reading of NaN stays NaN; a null is
+    left out.
 
     Args:
         table: which table it is.
@@ -43,10 +44,7 @@ def merge_ranks(table: Table, ranks: Sequence[pa.Table]) -> pa.Table:
     if len(starts) == rows.num_rows:
         return rows
     merged = rows.take(pa.array(order[starts]))
-    if table is HEADS:
-        weights = _numbers(rows, "rows_read")[order]
-    else:
-        weights = np.ones(rows.num_rows)
+    weights = _numbers(rows, "rows_read")[order] if table is HEADS else np.ones(rows.num_rows)
     for column in table.columns:
         if column.name in table.key or column.name == "layer_index" or column.dtype == "str":
             continue

@@ -20,18 +20,19 @@ from entropy_monitor.store.plain import to_json
 class RunWriter(Sink):
     """Keeps what one process measures: three tables and a log of alerts, in files of its own.
 
-    Records are held in memory and written as one batch when `flush_seconds` have passed since the last one, or
-    `flush_every` are held, whichever is first; so records that come rarely are written at once. An alert is
-    written at once, after the records before it. What was written survives the death of the process.
+    Records are held in memory and written as one batch when `flush_seconds` have passed since the
+    last one, or `flush_every` are held, whichever is first; so records that come rarely are written
+    at once. An alert is written at once, after the records before it. What was written survives the
+    death of the process.
 
-    The first OSError of a write is raised; from then on this writer is silent and writes nothing: it is for the
-    caller to say so. `failure` keeps the error. The batch that failed is not in the file, not even in part.
+    The first OSError of a write is raised; from then on this writer is silent and writes nothing:
+    it is for the caller to say so. `failure` keeps the error. The batch that failed is not in the
+    file, not even in part.
 
-    Args:
-        run_dir: the directory. Created if need be; a run of the same model in it is continued.
-        rank: of this process; each rank has files of its own.
-        flush_every: most records held.
-        flush_seconds: a record that comes this long after the last write is written at once, with all held.
+    Args: run_dir: the directory. Created if need be; a run of the same model in it is continued.
+        rank: of this process; each rank has files of its own. flush_every: most records held.
+        flush_seconds: a record that comes this long after the last write is written at once, with
+        all held.
 
     Attributes:
         run_dir: the directory.

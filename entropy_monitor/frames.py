@@ -1,4 +1,4 @@
-"""What the figures draw, computed from a run's tables: pandas in, pandas out, no drawing.
+"""What figures and reports show, computed from a run's tables: pandas in, pandas out.
 
 Units are those of `entropy_monitor.records`: entropies in nats, steps as integers. What is not
 finite is left out of means and extremes, and `broken_steps` says where it was.

@@ -1,0 +1,106 @@
+"""Logit explosion: attention logits that have outgrown both their own start and what softmax can resolve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from entropy_monitor.analyzer import wording
+from entropy_monitor.analyzer.detector import (
+    Finding,
+    Words,
+    count_heads,
+    first_step,
+    group_by_layer,
+    heads_of,
+)
+from entropy_monitor.analyzer.latch import Latch
+from entropy_monitor.analyzer.reading import Reading
+from entropy_monitor.analyzer.slots import IntArray, SlotArrays, State
+from entropy_monitor.analyzer.thresholds import Thresholds
+
+_TREND = 0.1  # weight of a new record in the running mean that "rising" is measured against
+
+
+class LogitExplosion:
+    """Watches each head's largest logit against a level and against its own first value.
+
+    To open, a head must be past the level, have grown and be still above its running mean; it
+    closes below half of the level. Heads that begin with large logits are never taken: their growth
+    is small.
+    """
+
+    kind: ClassVar[str] = "logit_explosion"
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        self._limits = thresholds
+        self._heads = SlotArrays(first=math.nan, mean=math.nan, last=math.nan)
+        self._high = Latch(thresholds.open_after, thresholds.close_after)
+
+    def update(self, reading: Reading) -> list[Finding]:
+        """See `Detector.update`."""
+        self._heads.grow(len(reading.index))
+        self._high.grow(len(reading.index))
+        finite = reading.read & np.isfinite(reading.max_logit)
+        at, logit = reading.slots[finite], reading.max_logit[finite]
+        first, mean, last = (self._heads[name] for name in ("first", "mean", "last"))
+        first[at] = np.where(np.isnan(first[at]), logit, first[at])
+        mean[at] = np.where(np.isnan(mean[at]), logit, mean[at])
+        rising = logit > mean[at]
+        mean[at] += _TREND * (logit - mean[at])
+        last[at] = logit
+        grown = logit >= self._limits.logit_growth * np.maximum(first[at], 1.0)
+        self._high.update(
+            at,
+            enter=(logit >= self._limits.logit_level) & grown & rising,
+            leave=logit < self._limits.logit_level / 2,
+            step=reading.step,
+        )
+        return [
+            self._finding(reading, layer, slots)
+            for layer, slots in group_by_layer(reading.index, self._high.on)
+        ]
+
+    def describe(self, finding: Finding, evidence: Mapping[str, Any]) -> Words:
+        """See `Detector.describe`."""
+        where = wording.where(finding)
+        logit = wording.number(evidence["max_logit_layer"])
+        return Words(
+            title=f"Attention logits have exploded in {where}: the largest is {logit}",
+            message=wording.sentences(
+                f"In {where} the largest attention logit has reached {logit}; softmax is then "
+                "close to picking a single key, and bfloat16 tells no two logits apart that "
+                "differ by less than "
+                f"{wording.number(wording.bfloat16_step(evidence['max_logit_layer']))}",
+                wording.drivers(evidence),
+                wording.entropy_state(evidence),
+                wording.loss_course(evidence, self._limits.stalled_loss),
+            ),
+            advice=wording.logit_advice(finding.since),
+        )
+
+    def state_dict(self) -> State:
+        """See `Detector.state_dict`."""
+        return {"heads": self._heads.state_dict(), "high": self._high.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """See `Detector.load_state_dict`."""
+        self._heads.load_state_dict(state["heads"])
+        self._high.load_state_dict(state["high"])
+
+    def _finding(self, reading: Reading, layer: int, slots: IntArray) -> Finding:
+        logit = self._heads["last"][slots]
+        largest = float(logit.max())
+        return Finding(
+            layer=reading.index.layers[layer],
+            heads=heads_of(reading.index, slots),
+            of=count_heads(reading.index, layer),
+            severity="severe" if largest >= self._limits.logit_severe else "warning",
+            since=first_step(self._high.since, slots),
+            score=math.log2(max(largest, 1.0)) / 2,  # doublings would be told too often
+            worst=int(slots[np.argmax(logit)]),
+            figures={"max_logit_layer": largest},
+        )

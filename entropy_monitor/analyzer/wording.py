@@ -1,0 +1,167 @@
+"""Phrases that the detectors share: figures, places, causes and cures, in words a person understands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from entropy_monitor.analyzer.detector import Finding
+
+_GROWN = 1.5  # a ratio from which "has grown" is fair
+_NOTABLE_LOGIT = 20.0  # below this a logit is no cause of anything
+
+
+def number(value: float) -> str:
+    """A figure to three significant digits, without an exponent where that reads well."""
+    if not math.isfinite(value):
+        return str(value)
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.1e}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def percent(share: float) -> str:
+    """A share in percent, with a digit more where it is small."""
+    value = 100 * share
+    if 0 < value < 0.05:
+        return "less than 0.1 %"
+    return f"{value:.1f} %" if value < 2 else f"{value:.0f} %"
+
+
+def times(ratio: float) -> str:
+    """A ratio: 12.4×, 310×."""
+    return f"{ratio:.1f}×" if ratio < 100 else f"{ratio:,.0f}×"
+
+
+def heads(which: tuple[int, ...], of: int) -> str:
+    """Some heads of a layer: "heads 0, 1 and 3 of 4", "all 12 heads", "heads 0–6 and 9 of 12"."""
+    if len(which) == of and of > 1:
+        return f"all {of} heads"
+    runs: list[str] = []
+    start = 0
+    for i in range(1, len(which) + 1):
+        if i == len(which) or which[i] != which[i - 1] + 1:
+            run = which[start:i]
+            runs += [f"{run[0]}–{run[-1]}"] if len(run) > 2 else [str(head) for head in run]
+            start = i
+    listed = runs[0] if len(runs) == 1 else f"{', '.join(runs[:-1])} and {runs[-1]}"
+    return f"head{'s' if len(which) > 1 else ''} {listed} of {of}"
+
+
+def where(finding: Finding) -> str:
+    """The layer and its heads: "blocks.0.attn (heads 0 and 1 of 4)"."""
+    return f"{finding.layer} ({heads(finding.heads, finding.of)})"
+
+
+def sentences(*parts: str) -> str:
+    """Parts as sentences, empty ones left out."""
+    return " ".join(f"{part}." for part in parts if part)
+
+
+def entropy_fall(evidence: Mapping[str, Any]) -> str:
+    """How far entropy has fallen, and from where."""
+    if "entropy_share" not in evidence:
+        return "entropy has fallen"
+    text = (
+        f"entropy has fallen to {percent(evidence['entropy_share'])} of its maximum "
+        f"({number(evidence['entropy'])} of {number(evidence['max_entropy'])} nats, head "
+        f"{evidence['worst_head']})"
+    )
+    if "share_at_start" in evidence:
+        text += f" from {percent(evidence['share_at_start'])} at step {evidence['start_step']:.0f}"
+    return text
+
+
+def entropy_state(evidence: Mapping[str, Any]) -> str:
+    """Where entropy stands, told without judging it."""
+    if "entropy_share" not in evidence:
+        return ""
+    return (
+        f"The entropy of head {evidence['worst_head']} is at "
+        f"{percent(evidence['entropy_share'])} of its maximum"
+    )
+
+
+def drivers(evidence: Mapping[str, Any]) -> str:
+    """What drives it, as far as the figures show, in one or more sentences without the last full stop."""
+    parts = []
+    sigma, logit = evidence.get("sigma_qk_growth", 0.0), evidence.get("max_logit_growth", 0.0)
+    since = f"step {evidence.get('start_step', 0):.0f}"
+    if sigma >= _GROWN:
+        parts.append(
+            f"The spectral norm of W_K W_Qᵀ has grown {times(sigma)} since {since} "
+            f"({number(evidence['sigma_qk_at_start'])} to {number(evidence['sigma_qk'])})"
+        )
+    if evidence.get("max_logit", 0.0) >= _NOTABLE_LOGIT and logit >= _GROWN:
+        parts.append(
+            f"The largest logit has grown {times(logit)} "
+            f"({number(evidence['max_logit_at_start'])} to {number(evidence['max_logit'])})"
+        )
+        if 0 < sigma < _GROWN:
+            parts.append(
+                f"These weights have hardly grown ({times(sigma)}): the inputs to attention, or "
+                "what lies between them and the logits, have"
+            )
+        elif sigma > 0 and logit > 4 * sigma:
+            parts.append(
+                "The logits have grown more than these weights: the inputs to attention have "
+                "grown or aligned with them too"
+            )
+    if evidence.get("grad_linf", 0.0) > 0:
+        parts.append(f"Largest gradient of the attention weights: {number(evidence['grad_linf'])}")
+    return ". ".join(parts)
+
+
+def loss_course(evidence: Mapping[str, Any], stalled: float) -> str:
+    """What the loss has done meanwhile, and what that means for how sure one can be."""
+    if "loss" not in evidence or "loss_at_start" not in evidence:
+        return ""
+    loss, start = evidence["loss"], evidence["loss_at_start"]
+    course = f"{number(start)} at the start, {number(loss)} now"
+    if start - loss < stalled * abs(start):
+        return f"The loss has not improved ({course})"
+    return (
+        f"The loss has improved all the same ({course}); if it goes on doing so, on held-out "
+        "data too, this may be sound specialisation"
+    )
+
+
+def collapse_advice(since: int) -> str:
+    """What to do about a collapse of entropy."""
+    return (
+        f"Go back to a checkpoint from before step {since}: what steadies the run later does not "
+        "revive a collapsed head. Then lower the learning rate or lengthen its warmup. If that "
+        "is not enough, bound the logits: reparametrise the linear layers with σReparam (Zhai "
+        "et al. 2023), normalise queries and keys (QK-norm), or rescale their weights when "
+        "logits grow (qk-clip)."
+    )
+
+
+def logit_advice(since: int) -> str:
+    """What to do about exploding logits."""
+    return (
+        f"Watch the entropy of these heads, and keep a checkpoint from before step {since}. "
+        "Lower the learning rate or lengthen its warmup; bound the logits with QK-norm, qk-clip "
+        "or σReparam (Zhai et al. 2023); compute attention logits in float32."
+    )
+
+
+def non_finite_advice(since: int) -> str:
+    """What to do about NaN and infinity."""
+    return (
+        f"Stop the run and go back to a checkpoint from before step {since}: weights that took "
+        "in a NaN do not recover. Look at the batch of that step, at float16 overflow and loss "
+        "scaling, and at the largest logits just before; a lower learning rate, a longer warmup "
+        "or gradient clipping is the usual cure. With automatic loss scaling a single skipped "
+        "step is normal."
+    )
+
+
+def bfloat16_step(value: float) -> float:
+    """The distance between neighbouring bfloat16 numbers (8 significant bits) at a value of 1 or more."""
+    return 2.0 ** (math.floor(math.log2(max(value, 1.0))) - 7)

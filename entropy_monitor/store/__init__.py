@@ -1,0 +1,33 @@
+"""The run directory: append, read, recover, export.
+
+| file | what it holds |
+|---|---|
+| `run.json` | what ran: model (parameter names and shapes), options, versions. Written once. |
+| `session-<session>-<rank>.json` | who started this session, when, with which options. Written once. |
+| `plan-<session>-<rank>.json` | what is measured and how, known after the first forward. |
+| `heads-`, `layers-`, `scalars-<session>-<rank>.arrows` | the tables, as Arrow IPC streams. Only grow. |
+| `alerts-<session>-<rank>.jsonl` | every change of an alert, a line each. Only grows. |
+
+Every process start has files of its own. JSON documents and lines carry a CRC-32 of their content,
+Arrow messages one of all their bytes (`framing`): what was changed is found, and costs the message,
+line or document it is in.
+"""
+
+from entropy_monitor.store.directory import check_run_dir, next_session
+from entropy_monitor.store.exporting import export
+from entropy_monitor.store.frames import alerts_frame, table_frame
+from entropy_monitor.store.reader import RunData, RunReader, Session, read_run
+from entropy_monitor.store.writer import RunWriter
+
+__all__ = [
+    "RunData",
+    "RunReader",
+    "RunWriter",
+    "Session",
+    "alerts_frame",
+    "check_run_dir",
+    "export",
+    "next_session",
+    "read_run",
+    "table_frame",
+]

@@ -1,0 +1,238 @@
+"""`read_run`: everything that is sound in a run directory, and what is not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from entropy_monitor.errors import RunDirectoryError
+from entropy_monitor.records import TABLES, AlertEvent
+from entropy_monitor.store import documents
+from entropy_monitor.store.events import decode_events
+from entropy_monitor.store.layout import FORMAT, RUN_FILE, RunFile, run_files
+from entropy_monitor.store.merge import Part, cutoffs, merge_events, merge_table
+from entropy_monitor.store.tables import StreamReader
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process start of a run.
+
+    Attributes: number: from 0. ranks: which ranks wrote in it. claim: of its lowest rank: when and
+        where it started, options and versions; empty where damaged. first_step: first step
+        measured, None when there is none. last_step: last step measured. superseded_from: its rows
+        from this step on are left out, since a later session went back to it. closed: whether all
+        ranks ended their files in order.
+    """
+
+    number: int
+    ranks: tuple[int, ...]
+    claim: Mapping[str, Any]
+    first_step: int | None
+    last_step: int | None
+    superseded_from: int | None
+    closed: bool
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as it lies on disk, its sessions and ranks merged.
+
+    Attributes:
+        path: the directory.
+        info: of `run.json`: format, created, model, options, versions; empty where damaged.
+        plan: what was measured and how, by the latest session that says so.
+        heads: table `records.HEADS`, one row for each key, ordered by step, layer, call, head.
+        layers: table `records.LAYERS`, ordered by step and layer.
+        scalars: table `records.SCALARS`, ordered by step.
+        alerts: every change of an alert, in order.
+        sessions: in order.
+        problems: what could not be read, in words; empty when all is well.
+    """
+
+    path: Path
+    info: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    heads: pa.Table
+    layers: pa.Table
+    scalars: pa.Table
+    alerts: Sequence[AlertEvent]
+    sessions: Sequence[Session]
+    problems: Sequence[str]
+
+
+def read_run(run_dir: str | os.PathLike[str]) -> RunData:
+    """Read a run, also while it is written or after it was damaged.
+
+    Sessions: where a later session measured the same steps, it counts. A restarted process goes
+    back to its checkpoint, so all that earlier sessions measured at or after the later one's first
+    step is left out (as TensorBoard purges on restart). It stays on disk.
+
+    Ranks: rows of the same key are merged, weighted by `rows_read`.
+
+    Raises:
+        RunDirectoryError: there is no run at `run_dir`, or one of a newer format.
+    """
+    return RunReader(run_dir).read()
+
+
+class RunReader:
+    """Reads a run again and again; tables are read on from where the last time ended.
+
+    Args:
+        run_dir: the directory.
+
+    Raises:
+        RunDirectoryError: there is no run at `run_dir`.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        self.path = Path(run_dir)
+        self._streams: dict[Path, StreamReader] = {}
+        self._files()
+
+    def read(self) -> RunData:
+        """The run as it is now.
+
+        Raises:
+            RunDirectoryError: it is there no more, or has a newer format.
+        """
+        files = self._files()
+        problems: list[str] = []
+        info = self._info(problems)
+        parts = {table.name: self._parts(table.name, files, problems) for table in TABLES}
+        ends = cutoffs([part for found in parts.values() for part in found])
+        merged = {table.name: merge_table(table, parts[table.name], ends) for table in TABLES}
+        return RunData(
+            path=self.path,
+            info=info,
+            plan=_latest_plan(files, problems),
+            alerts=merge_events(_event_logs(files, problems), ends),
+            sessions=self._sessions(files, parts, ends, problems),
+            problems=problems,
+            **merged,
+        )
+
+    def _files(self) -> list[RunFile]:
+        expected = f"a directory with a {RUN_FILE}, as RunWriter or EntropyMonitor(run_dir=...) makes it"
+        if not self.path.is_dir():
+            what = "is a file" if self.path.exists() else "does not exist"
+            raise RunDirectoryError(f"{self.path} {what}; expected {expected}.")
+        files = run_files(self.path)
+        if not files and not (self.path / RUN_FILE).exists():
+            raise RunDirectoryError(f"{self.path} holds no run; expected {expected}.")
+        return files
+
+    def _info(self, problems: list[str]) -> dict[str, Any]:
+        info = _document(self.path / RUN_FILE, problems)
+        if info.get("format", FORMAT) > FORMAT:
+            raise RunDirectoryError(
+                f"the run in {self.path} has format {info['format']}; this version of entropy-monitor knows "
+                f"formats up to {FORMAT}. Upgrade entropy-monitor."
+            )
+        return info
+
+    def _parts(self, kind: str, files: Sequence[RunFile], problems: list[str]) -> list[Part]:
+        (table,) = (table for table in TABLES if table.name == kind)
+        parts = []
+        for file in files:
+            if file.kind != kind:
+                continue
+            stream = self._streams.setdefault(file.path, StreamReader(file.path, table))
+            try:
+                parts.append(Part(file.session, file.rank, stream.poll()))
+            except OSError as error:
+                problems.append(f"{file.path.name} cannot be read: {error}")
+            problems += stream.problems
+        return parts
+
+    def _sessions(
+        self,
+        files: Sequence[RunFile],
+        parts: Mapping[str, Sequence[Part]],
+        ends: Mapping[int, int],
+        problems: list[str],
+    ) -> list[Session]:
+        found: dict[int, _Found] = {}
+        for file in files:
+            seen = found.setdefault(file.session, _Found())
+            seen.ranks.add(file.rank)
+            if file.path in self._streams:
+                seen.closed &= self._streams[file.path].closed
+            if file.kind == "session":
+                claim = _document(file.path, problems)
+                seen.claim = seen.claim or claim
+        for part in (part for of_table in parts.values() for part in of_table):
+            if part.rows.num_rows:
+                steps = part.rows["step"].to_numpy()
+                found[part.session].steps += [int(steps.min()), int(steps.max())]
+        return [
+            Session(
+                number=number,
+                ranks=tuple(sorted(seen.ranks)),
+                claim=seen.claim,
+                first_step=min(seen.steps, default=None),
+                last_step=max(seen.steps, default=None),
+                superseded_from=_superseded(seen.steps, ends.get(number)),
+                closed=seen.closed,
+            )
+            for number, seen in sorted(found.items())
+        ]
+
+
+@dataclass
+class _Found:
+    ranks: set[int] = field(default_factory=set)
+    claim: Mapping[str, Any] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
+    closed: bool = True
+
+
+def _superseded(steps: Sequence[int], end: int | None) -> int | None:
+    return end if end is not None and steps and max(steps) >= end else None
+
+
+def _event_logs(
+    files: Sequence[RunFile], problems: list[str]
+) -> dict[tuple[int, int], tuple[AlertEvent, ...]]:
+    logs = {}
+    for file in files:
+        if file.kind != "alerts":
+            continue
+        try:
+            log = decode_events(file.path.read_bytes())
+        except OSError as error:
+            problems.append(f"{file.path.name} cannot be read: {error}")
+            continue
+        logs[file.session, file.rank] = log.events
+        problems += [f"{file.path.name}: line {n} is damaged: not read" for n in log.damaged]
+        if log.torn:
+            problems.append(f"{file.path.name}: its last line has no end: still being written, or cut short")
+    return logs
+
+
+def _latest_plan(files: Sequence[RunFile], problems: list[str]) -> dict[str, Any]:
+    plan: dict[str, Any] = {}
+    latest = -1
+    for file in files:
+        if file.kind != "plan":
+            continue
+        found = _document(file.path, problems).get("plan", {})
+        if found and file.session > latest:
+            plan, latest = found, file.session
+    return plan
+
+
+def _document(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        return documents.read(path)
+    except FileNotFoundError:
+        problems.append(f"{path.name} is missing")
+    except (documents.DamagedDocumentError, OSError) as error:
+        problems.append(str(error))
+    return {}

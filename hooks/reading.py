@@ -1,0 +1,209 @@
+"""The figures of one attention call: sums over rows, that micro-batches add to.
+
+Everything stays on the model's device; nothing here waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from entropy_monitor import measures
+from entropy_monitor.hooks.calls import AttentionCall
+from entropy_monitor.hooks.explain import explained_scale
+from entropy_monitor.hooks.projections import Projection
+from entropy_monitor.measures import RowStatistics
+
+RowCount = int | Literal["all"]
+
+FIGURES = (
+    "rows_read",
+    "entropy",
+    "entropy_se",
+    "max_entropy",
+    "max_logit",
+    "floor_row",
+    "floor_activation",
+    "floor_weights",
+    "floor_paper",
+    "sigma_q",
+    "sigma_k",
+    "sigma_qk",
+)
+
+
+@dataclass(frozen=True)
+class HeadSigmas:
+    """Spectral norms of each head's projections, `[H]` each; NaN where the projections are not known.
+
+    Attributes:
+        sigma_q: `‖W_Q,h‖₂`.
+        sigma_k: `‖W_K,g(h)‖₂` of the key head that query head h uses.
+        sigma_qk: `‖W_K,g(h) W_Q,hᵀ‖₂`.
+        query_bias: `‖W_K,g(h) b_q,h‖₂`, 0 without a query bias.
+    """
+
+    sigma_q: Tensor
+    sigma_k: Tensor
+    sigma_qk: Tensor
+    query_bias: Tensor
+
+
+@torch.no_grad()
+def head_sigmas(call: AttentionCall) -> HeadSigmas:
+    """Spectral norms of the projections that made a call's q and k."""
+    _, heads, _ = call.shape
+    like = call.logits if call.inputs is None else call.inputs.q
+    unknown = torch.full((heads,), math.nan, device=like.device if like is not None else None)
+    q, k = call.query, call.key
+    w_q = None if q is None else q.head_weights()
+    w_k = None if k is None or heads % k.layout.heads else k.head_weights()
+    group = 1 if w_k is None else heads // w_k.shape[0]
+    sigma_q = unknown if w_q is None else measures.largest_singular_value(w_q)
+    sigma_k = unknown if w_k is None else measures.largest_singular_value(w_k).repeat_interleave(group)
+    both = w_q is not None and w_k is not None and w_q.shape[-1] == w_k.shape[-1]
+    if not both or q is None or w_q is None or w_k is None:
+        return HeadSigmas(sigma_q, sigma_k, unknown, unknown)
+    bias = q.head_biases()
+    if bias is None:
+        query_bias = torch.zeros_like(unknown)
+    else:
+        spread = w_k.repeat_interleave(group, dim=0) @ bias.unsqueeze(-1)
+        query_bias = torch.linalg.vector_norm(spread.squeeze(-1), dim=-1)
+    return HeadSigmas(sigma_q, sigma_k, measures.sigma_qk(w_q, w_k), query_bias)
+
+
+class CallReading:
+    """Figures of one call of one layer, over the micro-batches of one step.
+
+    Args:
+        call: the first of its calls in this step.
+    """
+
+    def __init__(self, call: AttentionCall) -> None:
+        self.layer = call.layer
+        self.call = call.call
+        self.attention = call.attention
+        self.heads = call.shape[1]
+        self._sigmas = head_sigmas(call)
+        self._sums: Tensor | None = None
+        self._max_logit: Tensor | None = None
+        self.map: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, call: AttentionCall, rows: Tensor | None) -> None:
+        """Add the rows of one forward; `rows` None reads all of them."""
+        _, heads, tokens = call.shape
+        if heads != self.heads:
+            raise ValueError(f"{self.layer} had {self.heads} heads and now has {heads} within one step")
+        stats, scale = _statistics(call, rows)
+        valid = (stats.num_keys > 0).to(stats.entropy.dtype)
+        count = valid.sum((0, 2))
+        floors = _floors(call, rows, stats, scale, self._sigmas)
+        per_row = (stats.entropy, stats.num_keys.clamp(min=1).log(), *floors)
+        sums = [_total(figure, valid) for figure in per_row]
+        error = measures.systematic_standard_error(stats.entropy, valid, tokens)
+        new = torch.stack([count, sums[0], error * count, *sums[1:]]).float()
+        top = stats.max_logit.amax((0, 2)).float()
+        self._sums = new if self._sums is None else self._sums + new
+        self._max_logit = top if self._max_logit is None else torch.maximum(self._max_logit, top)
+
+    def figures(self) -> Tensor:
+        """`[len(FIGURES), H]`, float32: means over the rows read; NaN = not known."""
+        if self._sums is None or self._max_logit is None:
+            raise ValueError(f"nothing was read for {self.layer}")
+        count = self._sums[0]
+        means = self._sums[1:] / count
+        s = self._sigmas
+        return torch.stack(
+            [
+                count,
+                *means[:3],
+                self._max_logit,
+                *means[3:],
+                *(x.to(count.device, torch.float32) for x in (s.sigma_q, s.sigma_k, s.sigma_qk)),
+            ]
+        )
+
+
+def _statistics(call: AttentionCall, rows: Tensor | None) -> tuple[RowStatistics, Tensor | None]:
+    """Row statistics, and the scale of q·k; None (or NaN inside) where q·k does not explain the logits."""
+    i = call.inputs
+    if call.logits is not None:
+        stats = measures.row_statistics_from_logits(call.logits, rows=rows)
+        if i is None:
+            return stats, None
+        scale = explained_scale(i.q, i.k, call.logits, rows)
+        known = torch.where(scale.isnan(), math.nan, torch.zeros_like(scale))
+        return stats._replace(bias_norm=known.expand_as(stats.entropy)), scale
+    if i is None:
+        raise ValueError(f"attention call of {call.layer}: neither inputs nor logits")
+    stats = measures.row_statistics(
+        i.q, i.k, mask=i.mask, is_causal=i.is_causal, scale=i.scale, rows=rows
+    )
+    scale_of = i.q.shape[-1] ** -0.5 if i.scale is None else i.scale
+    return stats, torch.full((), scale_of, device=i.q.device)
+
+
+def _floors(
+    call: AttentionCall,
+    rows: Tensor | None,
+    stats: RowStatistics,
+    scale: Tensor | None,
+    sigmas: HeadSigmas,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Row, activation, weight floors and the paper's curve, `[B, H, R]` each."""
+    n = stats.num_keys
+    unknown = torch.full_like(n, math.nan)
+    row = measures.floor_row(stats.logit_norm, n)
+    paper = measures.floor_paper(sigmas.sigma_qk[:, None].to(n.device), n)
+    i = call.inputs
+    if i is None or scale is None:
+        return row, unknown, unknown, paper
+    group = i.q.shape[1] // i.k.shape[1]
+    k_norm = measures.largest_singular_value(i.k).repeat_interleave(group, dim=1)[..., None]
+    q_norm = torch.linalg.vector_norm(_take(i.q, rows).float(), dim=-1)
+    activation = measures.floor_activation(scale, k_norm, q_norm, stats.bias_norm, n)
+    weights = _weight_floor(call, rows, stats, scale, sigmas)
+    return row, activation, unknown if weights is None else weights, paper
+
+
+def _weight_floor(
+    call: AttentionCall,
+    rows: Tensor | None,
+    stats: RowStatistics,
+    scale: Tensor,
+    sigmas: HeadSigmas,
+) -> Tensor | None:
+    """The floor from weights and inputs; None under rotary embeddings, norms, or projections not known."""
+    x_q, x_kv = _plain_inputs(call.query), _plain_inputs(call.key)
+    if x_q is None or x_kv is None or call.query is None or call.key is None or call.extra_keys:
+        return None
+    x_norm = torch.linalg.vector_norm(_take(x_q, rows, dim=1).float(), dim=-1)[:, None]
+    x_kv_norm = measures.largest_singular_value(x_kv)[:, None, None]
+    return measures.floor_weights(
+        scale * (call.query.factor * call.key.factor),
+        x_kv_norm,
+        sigmas.sigma_qk[:, None],
+        x_norm,
+        sigmas.query_bias[:, None],
+        stats.bias_norm,
+        stats.num_keys,
+    )
+
+
+def _plain_inputs(projection: Projection | None) -> Tensor | None:
+    return projection.inputs() if projection is not None and projection.kind == "plain" else None
+
+
+def _take(x: Tensor, rows: Tensor | None, dim: int = 2) -> Tensor:
+    return x if rows is None else x.index_select(dim, rows)
+
+
+def _total(figure: Tensor, valid: Tensor) -> Tensor:
+    """Sum over sequences and valid rows, `[H]`; a NaN in a valid row stays."""
+    return torch.where(valid > 0, figure, 0.0).sum((0, 2))

@@ -1,0 +1,172 @@
+"""Gathers what the watcher sees during one step, and hands it over in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from entropy_monitor import measures
+from entropy_monitor.hooks.calls import AttentionCall, Role
+from entropy_monitor.hooks.maps import evidence_map, full_map
+from entropy_monitor.hooks.projections import Projection, WeightPart
+from entropy_monitor.hooks.reading import FIGURES, CallReading, RowCount
+
+LAYER_FIGURES: tuple[Role, ...] = ("query", "key", "value", "output")
+
+@dataclass(frozen=True)
+class HeadIndex:
+    """Which rows of a harvest belong to which call."""
+
+    layer: str
+    layer_index: int
+    call: int
+    heads: int
+    attention: str
+
+@dataclass(frozen=True)
+class Harvest:
+    """One step's figures, still on the device.
+
+    Attributes:
+        step: the training step.
+        index: what the figures belong to, in order.
+        figures: `[len(FIGURES), Σ heads]`, float32, on the device of the model.
+        layers: qualified name and layer index of each row of `sigmas`.
+        sigmas: `[layers, 4]`: spectral norms of the whole W_Q, W_K, W_V, W_O.
+        maps: pooled attention map of every head of the first sequence, by (layer, call).
+    """
+
+    step: int
+    index: tuple[HeadIndex, ...]
+    figures: Tensor
+    layers: tuple[tuple[str, int], ...]
+    sigmas: Tensor
+    maps: dict[tuple[str, int], Tensor]
+
+@dataclass
+class LayerParts:
+    """What is known of a layer beside its rows, for `describe` and for reading gradients and updates.
+
+    Attributes:
+        index: place in order of execution.
+        heads: query heads.
+        source: function that computes its attention.
+        projections: role to how it was identified.
+        weights: the parameter behind each projection, and which part of it.
+    """
+
+    index: int
+    heads: int
+    source: str
+    projections: dict[Role, str] = field(default_factory=dict)
+    weights: dict[Role, WeightPart] = field(default_factory=dict)
+
+class Recorder:
+    """The watcher's receiver: figures of every call, and spectral norms of every layer's weights.
+
+    Args:
+        rows: query rows to read of each sequence, or "all".
+        keep_evidence: keep a pooled attention map of each call, for alerts.
+        want_map: which heads' full maps to keep, by layer and call: None for none, a list of heads, or "all".
+    """
+
+    def __init__(
+        self,
+        rows: RowCount,
+        *,
+        keep_evidence: bool = False,
+        want_map: Callable[[str], list[int] | str | None] | None = None,
+    ) -> None:
+        self.layers: dict[str, LayerParts] = {}
+        self.full_maps: dict[str, list[Tensor]] = {}
+        self._rows = rows
+        self._keep_evidence = keep_evidence
+        self._want_map = want_map
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Forget what was read and read for another step."""
+        self._step = step
+        self._readings: dict[tuple[str, int], CallReading] = {}
+        self._sigmas: dict[tuple[str, Role], Tensor] = {}
+        self._row_cache: dict[tuple[int, torch.device], Tensor | None] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was read since `begin`."""
+        return not self._readings
+
+    def attention(self, call: AttentionCall) -> None:
+        """See `Receiver`."""
+        parts = self.layers.get(call.layer)
+        if parts is None:
+            parts = LayerParts(len(self.layers), call.shape[1], call.source)
+            self.layers[call.layer] = parts
+        for role, projection in (("query", call.query), ("key", call.key)):
+            if projection is not None:
+                self.projection(call.layer, role, projection)
+        key = (call.layer, call.call)
+        reading = self._readings.get(key)
+        if reading is None:
+            reading = self._readings[key] = CallReading(call)
+            if self._keep_evidence:
+                reading.map = evidence_map(call)
+        reading.add(call, self._rows_of(call))
+        self._keep_full_map(call)
+
+    def projection(self, layer: str, role: Role, projection: Projection) -> None:
+        """See `Receiver`."""
+        if (layer, role) in self._sigmas:
+            return
+        self._sigmas[layer, role] = measures.largest_singular_value(projection.matrix())
+        parts = self.layers[layer]
+        parts.projections[role] = projection.describe()
+        if (part := projection.part_of_parameter()) is not None:
+            parts.weights[role] = part
+
+    def harvest(self) -> Harvest:
+        """What was read since `begin`. Valid until the next `begin`."""
+        index = tuple(
+            HeadIndex(r.layer, self.layers[r.layer].index, r.call, r.heads, r.attention)
+            for r in self._readings.values()
+        )
+        figures = [reading.figures() for reading in self._readings.values()]
+        device = figures[0].device
+        layers = tuple(dict.fromkeys((i.layer, i.layer_index) for i in index))
+        unknown = torch.full((), float("nan"), device=device)
+        sigmas = torch.stack(
+            [
+                self._sigmas.get((layer, role), unknown).to(device, torch.float32)
+                for layer, _ in layers
+                for role in LAYER_FIGURES
+            ]
+        ).unflatten(0, (len(layers), len(LAYER_FIGURES)))
+        maps = {key: r.map for key, r in self._readings.items() if r.map is not None}
+        return Harvest(
+            self._step, index, torch.cat([f.to(device) for f in figures], dim=1), layers, sigmas, maps
+        )
+
+    def _rows_of(self, call: AttentionCall) -> Tensor | None:
+        tokens = call.shape[2]
+        if self._rows == "all" or self._rows >= tokens:
+            return None
+        source = call.logits if call.logits is not None else call.inputs and call.inputs.q
+        device = source.device if isinstance(source, Tensor) else torch.device("cpu")
+        key = (tokens, device)
+        if key not in self._row_cache:
+            self._row_cache[key] = measures.systematic_rows(tokens, self._rows, self._step, device)
+        return self._row_cache[key]
+
+    def _keep_full_map(self, call: AttentionCall) -> None:
+        heads = None if self._want_map is None else self._want_map(call.layer)
+        if heads is None:
+            return
+        kept = self.full_maps.setdefault(call.layer, [])
+        if call.call == 0:
+            kept.clear()  # the maps of the latest forward
+        kept.append(full_map(call, None if heads == "all" else list(heads)))
+
+assert len(FIGURES) == 12  # noqa: S101
