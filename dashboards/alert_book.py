@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from entropy_monitor.records import Alert, AlertEvent, Severity
+from collections.abc import Iterable
+
+from entropy_monitor.errors import RunDirectoryError
+from entropy_monitor.records import Alert, AlertEvent, RunInfo, Severity
+from entropy_monitor.store import read_run
 
 RANK: dict[Severity, int] = {"info": 0, "warning": 1, "severe": 2}
 """Severities in order."""
@@ -25,6 +29,12 @@ class AlertBook:
             return False
         return before is None or RANK[alert.severity] > RANK[before.severity]
 
+    def restore(self, events: Iterable[AlertEvent], before: int) -> None:
+        """Takes in what earlier processes of the run found before the step that it is continued at."""
+        for event in events:
+            if event.step < before:
+                self.update(event)
+
     @property
     def alerts(self) -> list[Alert]:
         """Every alert, in its latest state, the first opened first."""
@@ -34,3 +44,13 @@ class AlertBook:
     def open(self) -> int:
         """How many alerts are open."""
         return sum(alert.closed is None for alert in self._alerts.values())
+
+
+def earlier_events(info: RunInfo) -> list[AlertEvent]:
+    """What earlier processes of a run left in its directory; nothing where it is new or cannot be read."""
+    if info.session == 0 or info.run_dir is None:
+        return []
+    try:
+        return list(read_run(info.run_dir).alerts)
+    except (RunDirectoryError, OSError):
+        return []

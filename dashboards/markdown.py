@@ -10,7 +10,7 @@ from entropy_monitor.records import Alert
 MOST_ALERTS = 200
 """Most rows of the alert table, which is written anew at each change."""
 
-_SPECIAL = re.compile(r"[^\w\s.,:;()/=+%-]|_")
+_SPECIAL = re.compile(r"[!-$&'*<>?@\[-`{-~]")  # ASCII signs that markdown or HTML may read something into
 
 
 def escape(text: str) -> str:

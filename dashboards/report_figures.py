@@ -33,7 +33,8 @@ def compared(runs: Sequence[RunTables]) -> dict[str, str] | None:
     }
 
 
-def _figures(run: RunTables, summed: Digest, alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def drawn(run: RunTables, summed: Digest) -> list[dict[str, str]]:
+    """One run's figures: `image` (a data URI), `alt` and `caption` each."""
     from entropy_monitor import figures
 
     shown = [
@@ -47,7 +48,6 @@ def _figures(run: RunTables, summed: Digest, alerts: Sequence[Mapping[str, Any]]
     ]
     if not summed.measured:
         return shown
-    heatmap = figures._figure(figures.heatmap(run))
     shown.append(
         {
             "image": _image(_figure(figures.heatmap(run))),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entropy_monitor.dashboards.aggregates import PREFIX, aggregate_layers, metrics, share_grid
-from entropy_monitor.dashboards.alert_book import AlertBook
+from entropy_monitor.dashboards.alert_book import AlertBook, earlier_events
 from entropy_monitor.dashboards.cadence import Cadence
 from entropy_monitor.dashboards.heatmap import heatmap
 from entropy_monitor.dashboards.markdown import alert_table, layer_table
@@ -22,6 +22,7 @@ class _Seen:
     """What the logger has seen of the run it is open for."""
 
     continued: bool = False
+    earlier: list[AlertEvent] = field(default_factory=list)
     step: int | None = None
     tags: set[str] = field(default_factory=set)
     layers: dict[int, str] = field(default_factory=dict)
@@ -88,10 +89,10 @@ class TensorBoardLogger(Sink):
                 "give each monitor a logger of its own"
             )
         directory = self._directory(info)
-        self._seen = _Seen(continued=info.session > 0)
-        self._heatmaps.restart()
         if info.rank != 0:
             return
+        self._seen = _Seen(continued=info.session > 0, earlier=earlier_events(info))
+        self._heatmaps.restart()
         try:
             self._writer = _torch_tensorboard().FileWriter(directory, flush_secs=self._flush_secs)
         except OSError as error:
@@ -104,7 +105,7 @@ class TensorBoardLogger(Sink):
         if self._writer is None:
             return
         if self._seen.step is None:
-            self._purge(record)
+            self._continue(record)
         else:
             self._write_open_alerts(self._seen.step)
         layers = aggregate_layers(record)
@@ -154,8 +155,8 @@ class TensorBoardLogger(Sink):
             raise ConfigurationError(f"TensorBoardLogger's log_dir {directory} is a file; give a folder")
         return directory
 
-    def _purge(self, record: Record) -> None:
-        """Tells TensorBoard that what an earlier process wrote from this record's step on is void."""
+    def _continue(self, record: Record) -> None:
+        """Voids what an earlier process wrote from the first step on; takes up its alerts from before."""
         if not self._seen.continued:
             return
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -163,6 +164,7 @@ class TensorBoardLogger(Sink):
         first = min([record.step, *(int(step) for step in record.scalars["step"])])
         self._writer.add_event(Event(file_version="brain.Event:2"), first)
         self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), first)
+        self._seen.book.restore(self._seen.earlier, before=first)
 
     def _describe(self, step: int) -> None:
         charts = _torch_tensorboard().summary.custom_scalars(layout(sorted(self._seen.tags)))

@@ -20,14 +20,14 @@ def has_account(settings: Any) -> bool:
 
     Args:
         settings: W&B's own, as from `wandb.setup().settings`; `api_key`, `identity_token_file` and
-            `base_url` are read, and the first two may be absent.
+            `base_url` are read where they are there.
     """
     if getattr(settings, "api_key", None) or getattr(settings, "identity_token_file", None):
         return True
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(str(settings.base_url)).netloc
-    return any(_in_netrc(name) for name in (_SAAS if host in _SAAS else (host,)))
+    host = urlsplit(str(getattr(settings, "base_url", ""))).netloc
+    return any(_in_netrc(name) for name in (_SAAS if host in _SAAS else (host,)) if name)
 
 
 def _in_netrc(host: str) -> bool:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import logging
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from entropy_monitor.dashboards.aggregates import (
@@ -18,17 +15,14 @@ from entropy_monitor.dashboards.aggregates import (
     metrics,
     share_grid,
 )
-from entropy_monitor.dashboards.alert_book import AlertBook
+from entropy_monitor.dashboards.alert_book import AlertBook, earlier_events
 from entropy_monitor.dashboards.cadence import Cadence
 from entropy_monitor.dashboards.heatmap import heatmap
-from entropy_monitor.dashboards.wandb_account import has_account
+from entropy_monitor.dashboards.wandb_start import check_arguments, import_wandb, start_run
 from entropy_monitor.dashboards.wandb_tables import alert_rows, head_rows
-from entropy_monitor.errors import ConfigurationError, MissingExtraError
+from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.records import Alert, AlertEvent, Record, RunInfo, Severity, Sink
 
-logger = logging.getLogger("entropy_monitor")
-
-MODES = ("online", "offline", "disabled", "shared")
 STEP = f"{PREFIX}/step"
 LEVELS: dict[Severity, str] = {"info": "INFO", "warning": "WARN", "severe": "ERROR"}
 TITLE_LENGTH = 63
@@ -49,11 +43,13 @@ class _Seen:
         names: of the metrics logged so far.
         untabled: the last record, unless a table was made of it.
         book: the alerts so far.
+        earlier: what earlier processes of the run found, until the first record says what counts.
     """
 
     step: int | None = None
     names: set[str] = field(default_factory=set)
     untabled: Record | None = None
+    earlier: list[AlertEvent] = field(default_factory=list)
     book: AlertBook = field(default_factory=AlertBook)
 
 
@@ -113,10 +109,8 @@ class WandbLogger(Sink):
         heatmap_every: int = 50,
         **init_kwargs: Any,
     ) -> None:
-        self._wandb = _wandb()
-        _check_arguments(run, {"name": name, "mode": mode, "dir": dir, **init_kwargs})
-        if heatmap_every and importlib.util.find_spec("PIL") is None:
-            raise MissingExtraError("pillow", "wandb", "WandbLogger with heatmaps")
+        self._wandb = import_wandb(images=heatmap_every != 0)
+        check_arguments(run, {"name": name, "mode": mode, "dir": dir, **init_kwargs})
         self._given = run
         self._init = {"project": project, "name": name, "mode": mode, "dir": dir, **init_kwargs}
         self._tables = Cadence(heads_table_every, "heads_table_every")
@@ -137,14 +131,14 @@ class WandbLogger(Sink):
             raise ConfigurationError(
                 "this WandbLogger is already open; give each monitor a logger of its own"
             )
-        self._seen = _Seen()
-        self._tables.restart()
-        self._heatmaps.restart()
         if info.rank != 0:
             return
+        self._seen = _Seen(earlier=earlier_events(info))
+        self._tables.restart()
+        self._heatmaps.restart()
         present = self._given if self._given is not None else self._wandb.run
         self._owned = present is None
-        self._run = self._start(info) if present is None else present
+        self._run = start_run(self._wandb, self._init, info) if present is None else present
         self._run.define_metric(STEP, hidden=True)
         self._run.define_metric(f"{PREFIX}/*", step_metric=STEP)
         about = {
@@ -160,6 +154,8 @@ class WandbLogger(Sink):
         """Logs a record in one call."""
         if self._run is None:
             return
+        if self._seen.step is None:
+            self._seen.book.restore(self._seen.earlier, before=record.step)
         layers = aggregate_layers(record)
         row: dict[str, Any] = dict(metrics(layers))
         self._define(row)
@@ -209,30 +205,6 @@ class WandbLogger(Sink):
             if self._owned:
                 run.finish()
 
-    def _start(self, info: RunInfo) -> Any:
-        wandb = self._wandb
-        init = dict(self._init)
-        if init["dir"] is not None:
-            init["dir"] = _make_folder(init["dir"])
-        if init["name"] is None and info.run_dir is not None:
-            init["name"] = Path(info.run_dir).name
-        settings = wandb.setup().settings
-        if init["mode"] in (None, "online") and settings.mode in (None, "online"):
-            known = "settings" in init or has_account(settings)
-            if init["mode"] == "online" and not known:
-                raise ConfigurationError(
-                    "WandbLogger(mode='online') found no W&B account; run `wandb login`, or leave "
-                    "mode out to record offline"
-                )
-            if not known:
-                init["mode"] = "offline"
-        # Silent, and hands off the user's stdout: this run belongs to a monitor.
-        init.setdefault("settings", wandb.Settings(console="off", silent=True))
-        run = wandb.init(**init)
-        if init["mode"] == "offline":
-            logger.info("W&B records offline; upload with: wandb sync %s", Path(run.dir).parent)
-        return run
-
     def _define(self, names: dict[str, Any]) -> None:
         """Asks W&B to keep extremes of some metrics in the summary, once for each."""
         for name in names.keys() - self._seen.names:
@@ -259,43 +231,3 @@ def alert_title(alert: Alert) -> str:
         return title
     half = (TITLE_LENGTH - 1) // 2
     return f"{title[:half]}…{title[-half:]}"
-
-
-def _wandb() -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise MissingExtraError("wandb", "wandb", "WandbLogger") from error
-    # Offline runs leave a folder `wandb` behind, which Python imports as an empty package.
-    if not hasattr(wandb, "init"):
-        raise MissingExtraError("wandb", "wandb", "WandbLogger")
-    return wandb
-
-
-def _check_arguments(run: Any, given: dict[str, Any]) -> None:
-    mode = given["mode"]
-    if mode is not None and mode not in MODES:
-        raise ConfigurationError(f"mode is {mode!r}; give one of {', '.join(MODES)}, or leave it out")
-    if run is None:
-        return
-    needed = ("log", "define_metric", "alert", "summary", "config")
-    missing = [name for name in needed if not hasattr(run, name)]
-    if missing:
-        raise ConfigurationError(
-            f"run is a {type(run).__name__} without {', '.join(missing)}; give what wandb.init returned"
-        )
-    unused = [name for name, value in given.items() if value is not None]
-    if unused:
-        raise ConfigurationError(
-            f"{', '.join(unused)} would start a new W&B run, and run is already one; give one or the other"
-        )
-
-
-def _make_folder(folder: str | os.PathLike[str]) -> str:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"WandbLogger cannot use dir {os.fspath(folder)}: {error}; give a folder to write to"
-        ) from error
-    return os.fspath(folder)

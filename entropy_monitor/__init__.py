@@ -1,7 +1,42 @@
-"""Diagnose Transformer training through attention entropy."""
+"""Diagnose Transformer training through attention entropy.
+
+`measure` and `capture` look at a model once, `EntropyMonitor` watches a training run, `load_run` reads what a
+run left.
+"""
 
 from __future__ import annotations
 
+from entropy_monitor.analyzer import Thresholds
 from entropy_monitor.capture import capture, measure
+from entropy_monitor.errors import (
+    AttentionNotFoundError,
+    ConfigurationError,
+    EntropyMonitorError,
+    MissingExtraError,
+    RunDirectoryError,
+)
+from entropy_monitor.monitor import EntropyMonitor, StepReport
+from entropy_monitor.records import Alert, AlertEvent, Record, RunInfo, Sink
+from entropy_monitor.run import Run, load_run
 
-__all__ = ["capture", "measure"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "Alert",
+    "AlertEvent",
+    "AttentionNotFoundError",
+    "ConfigurationError",
+    "EntropyMonitor",
+    "EntropyMonitorError",
+    "MissingExtraError",
+    "Record",
+    "Run",
+    "RunDirectoryError",
+    "RunInfo",
+    "Sink",
+    "StepReport",
+    "Thresholds",
+    "capture",
+    "load_run",
+    "measure",
+]

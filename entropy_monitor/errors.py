@@ -24,6 +24,5 @@ class MissingExtraError(EntropyMonitorError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs {package}, which is not installed: "
-            f"pip install 'entropy-monitor[{extra}]'"
+            f"{purpose} needs {package}, which is not installed: pip install 'entropy-monitor[{extra}]'"
         )

@@ -60,9 +60,7 @@ class Table:
 
     def empty(self) -> Columns:
         """A table of no rows, with every column in its dtype."""
-        return {
-            c.name: [] if c.dtype == "str" else np.empty(0, dtype=c.dtype) for c in self.columns
-        }
+        return {c.name: [] if c.dtype == "str" else np.empty(0, dtype=c.dtype) for c in self.columns}
 
 
 HEADS = Table(
@@ -76,9 +74,7 @@ HEADS = Table(
         Column("head", "int64", "query head, from 0"),
         Column("attention", "str", "how rows are normalised: softmax"),
         Column("entropy", "float32", "mean attention entropy of the rows read, nats, before dropout"),
-        Column(
-            "entropy_se", "float32", "standard error of entropy from reading some rows only, nats", True
-        ),
+        Column("entropy_se", "float32", "standard error of entropy from reading some rows only, nats", True),
         Column("rows_read", "int64", "query rows read, over all sequences: the weight in merges"),
         Column("max_entropy", "float32", "mean of log n_i over the same rows, nats"),
         Column("max_logit", "float32", "largest logit that the softmax sees"),
@@ -220,6 +216,9 @@ class Sink:
 
     def alert(self, event: AlertEvent) -> None:
         """Called with every change of an alert, after the record of its step."""
+
+    def flush(self) -> None:
+        """Called when nothing has come for a second: write what is held back."""
 
     def close(self) -> None:
         """Called once, at the end."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from entropy_monitor.frames import SHARE, layer_names
 from entropy_monitor.store import RunData, RunReader, Session, alerts_frame, table_frame
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def load_run(run_dir: str | os.PathLike[str]) -> Run:
@@ -82,8 +85,7 @@ class Run:
     @property
     def layer_names(self) -> list[str]:
         """The layers' names in the order of execution."""
-        order = self.heads[["layer", "layer_index"]].drop_duplicates("layer", keep="last")
-        return [str(name) for name in order.sort_values("layer_index", kind="stable")["layer"]]
+        return layer_names(self.heads)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -113,25 +115,37 @@ class Run:
         self.__dict__["_data"] = data
         return self
 
-    def plot_overview(self, layers: Sequence[str] | None = None, *, axes: Any = None, **options: Any) -> Any:
-        """The run on one page; see `figures.overview`."""
-        return _figures().overview(self, layers=layers, axes=axes, **options)
+    def plot_overview(self, layers: Iterable[str] | None = None, *, figure: Figure | None = None) -> Figure:
+        """The run on one page; see `figures.overview`. All plots need matplotlib."""
+        from entropy_monitor import figures
 
-    def plot_entropy(self, *args: Any, **options: Any) -> Any:
+        return figures.overview(self, layers, figure=figure)
+
+    def plot_entropy(self, layers: Iterable[str] | None = None, *, ax: Axes | None = None) -> Axes:
         """Entropy over steps; see `figures.entropy`."""
-        return _figures().entropy(self, *args, **options)
+        from entropy_monitor import figures
 
-    def plot_sigma(self, *args: Any, **options: Any) -> Any:
-        """Spectral norms over steps; see `figures.sigma`."""
-        return _figures().sigma(self, *args, **options)
+        return figures.entropy(self, layers, ax=ax)
 
-    def plot_floors(self, layer: str, head: int, call: int = 0, **options: Any) -> Any:
+    def plot_sigma(
+        self, layers: Iterable[str] | None = None, *, column: str = "sigma_qk", ax: Axes | None = None
+    ) -> Axes:
+        """A spectral norm over steps; see `figures.sigma`."""
+        from entropy_monitor import figures
+
+        return figures.sigma(self, layers, column=column, ax=ax)
+
+    def plot_floors(self, layer: str, head: int, call: int = 0, *, ax: Axes | None = None) -> Axes:
         """One head's entropy above its floors; see `figures.floors`."""
-        return _figures().floors(self, layer, head, call=call, **options)
+        from entropy_monitor import figures
 
-    def plot_heatmap(self, column: str = "entropy_share", **options: Any) -> Any:
+        return figures.floors(self, layer, head, call, ax=ax)
+
+    def plot_heatmap(self, column: str = SHARE, *, ax: Axes | None = None) -> Axes:
         """A column of every head over steps; see `figures.heatmap`."""
-        return _figures().heatmap(self, column=column, **options)
+        from entropy_monitor import figures
+
+        return figures.heatmap(self, column, ax=ax)
 
     def __repr__(self) -> str:
         data = self._data
@@ -147,13 +161,6 @@ class Run:
         if data.problems:
             counts.append(f"{len(data.problems)} problem{'s' * (len(data.problems) != 1)}")
         return f"<Run {self.name!r}: {model}, {steps}, {', '.join(counts)}>"
-
-
-def _figures() -> Any:
-    # matplotlib is an extra, and slow to import.
-    from entropy_monitor import figures
-
-    return figures
 
 
 def _steps(sessions: Sequence[Session]) -> str:

@@ -123,16 +123,16 @@ class Projection:
             return None
         (parameter,) = self.parameters
         is_view = self.weight is parameter or self.weight._base is parameter
-        same_form = (
-            parameter.shape == self.weight.shape and parameter.stride() == self.weight.stride()
-        )
+        same_form = parameter.shape == self.weight.shape and parameter.stride() == self.weight.stride()
         return WeightPart(parameter, self.place) if is_view or same_form else None
 
     def describe(self) -> str:
         """How the heads lie in the weight, in words."""
         shape = "×".join(str(n) for n in self.weight.shape)
-        part = "" if self.layout.last + 1 - self.layout.base == self.weight.shape[0] else (
-            f", features {self.layout.base}…{self.layout.last}"
+        part = (
+            ""
+            if self.layout.last + 1 - self.layout.base == self.weight.shape[0]
+            else (f", features {self.layout.base}…{self.layout.last}")
         )
         how = "" if self.kind == "plain" else ", rotated after it"
         return f"weight {shape}{part}{how}"

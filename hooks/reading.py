@@ -142,9 +142,7 @@ def _statistics(call: AttentionCall, rows: Tensor | None) -> tuple[RowStatistics
         return stats._replace(bias_norm=known.expand_as(stats.entropy)), scale
     if i is None:
         raise ValueError(f"attention call of {call.layer}: neither inputs nor logits")
-    stats = measures.row_statistics(
-        i.q, i.k, mask=i.mask, is_causal=i.is_causal, scale=i.scale, rows=rows
-    )
+    stats = measures.row_statistics(i.q, i.k, mask=i.mask, is_causal=i.is_causal, scale=i.scale, rows=rows)
     scale_of = i.q.shape[-1] ** -0.5 if i.scale is None else i.scale
     return stats, torch.full((), scale_of, device=i.q.device)
 

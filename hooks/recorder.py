@@ -16,6 +16,7 @@ from entropy_monitor.hooks.reading import FIGURES, CallReading, RowCount
 
 LAYER_FIGURES: tuple[Role, ...] = ("query", "key", "value", "output")
 
+
 @dataclass(frozen=True)
 class HeadIndex:
     """Which rows of a harvest belong to which call."""
@@ -25,6 +26,7 @@ class HeadIndex:
     call: int
     heads: int
     attention: str
+
 
 @dataclass(frozen=True)
 class Harvest:
@@ -46,6 +48,7 @@ class Harvest:
     sigmas: Tensor
     maps: dict[tuple[str, int], Tensor]
 
+
 @dataclass
 class LayerParts:
     """What is known of a layer beside its rows, for `describe` and for reading gradients and updates.
@@ -63,6 +66,7 @@ class LayerParts:
     source: str
     projections: dict[Role, str] = field(default_factory=dict)
     weights: dict[Role, WeightPart] = field(default_factory=dict)
+
 
 class Recorder:
     """The watcher's receiver: figures of every call, and spectral norms of every layer's weights.
@@ -168,5 +172,6 @@ class Recorder:
         if call.call == 0:
             kept.clear()  # the maps of the latest forward
         kept.append(full_map(call, None if heads == "all" else list(heads)))
+
 
 assert len(FIGURES) == 12  # noqa: S101

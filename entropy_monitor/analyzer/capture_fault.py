@@ -17,7 +17,6 @@ from entropy_monitor.analyzer import wording
 from entropy_monitor.analyzer.detector import (
     Finding,
     Words,
-    count_heads,
     first_step,
     group_by_layer,
     heads_of,
@@ -86,7 +85,7 @@ class CaptureFault:
         return Finding(
             layer=reading.index.layers[layer],
             heads=heads_of(reading.index, slots),
-            of=count_heads(reading.index, layer),
+            of=reading.index.heads_in[layer],
             severity="warning",
             since=first_step(self._wrong.since, slots),
             score=0.0,

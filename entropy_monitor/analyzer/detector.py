@@ -77,21 +77,19 @@ class Detector(Protocol):
 
 def group_by_layer(index: HeadIndex, on: BoolArray) -> list[tuple[int, IntArray]]:
     """The slots that are on, layer by layer: (number of the layer, slots)."""
-    slots = np.flatnonzero(on)
-    if not len(slots):
-        return []
-    layers = index.layer[slots]
-    return [(int(layer), slots[layers == layer]) for layer in np.unique(layers)]
+    layers = np.unique(index.layer[on])
+    return [(int(layer), slots_on(index, on, int(layer))) for layer in layers]
+
+
+def slots_on(index: HeadIndex, on: BoolArray, layer: int) -> IntArray:
+    """The slots of one layer that are on."""
+    slots = index.slots_of[layer]
+    return slots[on[slots]]
 
 
 def heads_of(index: HeadIndex, slots: IntArray) -> tuple[int, ...]:
     """The distinct query heads of some slots, ascending."""
-    return tuple(int(head) for head in np.unique(index.head[slots]))
-
-
-def count_heads(index: HeadIndex, layer: int) -> int:
-    """How many distinct query heads a layer has been seen with."""
-    return len(np.unique(index.head[index.layer == layer]))
+    return tuple(sorted(set(index.head[slots].tolist())))
 
 
 def first_step(since: FloatArray, slots: IntArray) -> int:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from entropy_monitor.analyzer import wording
-from entropy_monitor.analyzer.detector import Finding, Words, count_heads, first_step, heads_of
+from entropy_monitor.analyzer.detector import Finding, Words, first_step, heads_of, slots_on
 from entropy_monitor.analyzer.latch import Latch
 from entropy_monitor.analyzer.reading import Reading
 from entropy_monitor.analyzer.slots import BoolArray, FloatArray, IntArray, SlotArrays, State
@@ -48,20 +48,20 @@ class EntropyCollapse:
         enter = self._fallen(at, share, logit, stalled=reading.loss.stalled(self._limits.stalled_loss))
         self._low.update(at, enter, share > self._limits.collapse_release_share, reading.step)
         self._switch_layers(reading, at)
-        on = np.flatnonzero(self._layers.on)
-        return [self._finding(reading, int(layer)) for layer in on]
+        low = self._low.on
+        return [self._finding(reading, int(layer), low) for layer in np.flatnonzero(self._layers.on)]
 
     def describe(self, finding: Finding, evidence: Mapping[str, Any]) -> Words:
         """See `Detector.describe`."""
-        complete = evidence.get("entropy_share", 1.0) <= self._limits.collapse_share
-        verb = "has collapsed" if complete else "is collapsing"
+        verb = "has collapsed" if finding.severity == "severe" else "is collapsing"
+        deep = evidence.get("entropy_share", 1.0) <= self._limits.collapse_bottom
         where = wording.where(finding)
         return Words(
             title=f"Attention entropy {verb} in {where}",
             message=wording.sentences(
-                f"In {where} {wording.entropy_fall(evidence)}",
+                f"In {where} {wording.entropy_fall(evidence)}; the first sign was at step {finding.since}",
                 wording.drivers(evidence),
-                wording.loss_course(evidence, self._limits.stalled_loss),
+                wording.loss_course(evidence, self._limits.stalled_loss, may_be_sound=not deep),
             ),
             advice=wording.collapse_advice(finding.since),
         )
@@ -99,7 +99,7 @@ class EntropyCollapse:
         return fallen
 
     def _switch_layers(self, reading: Reading, at: IntArray) -> None:
-        """A layer is on while enough of its judged heads are low, or one of them has exploded too."""
+        """A layer goes on with most of its judged heads, or with one that has exploded; off with the last."""
         index, layers = reading.index, len(reading.index.layers)
         judged = ~np.isnan(self._heads["share"])
         low = self._low.on
@@ -108,26 +108,23 @@ class EntropyCollapse:
         very_low = low & (self._heads["share"] <= self._limits.collapse_share)
         exploded = index.layer[very_low & (self._heads["exploded"] > 0)]
         credible = np.bincount(exploded, minlength=layers) > 0
-        many = fraction >= self._limits.collapse_layer_fraction
-        few = fraction < self._limits.collapse_layer_fraction / 2
+        most = fraction >= max(self._limits.collapse_layer_fraction, 1e-9)
         seen = np.unique(index.layer[at])
-        ill = (many & (fraction > 0)) | credible
-        self._layers.update(seen, ill[seen], (few & ~credible)[seen], reading.step)
+        self._layers.update(seen, (most | credible)[seen], (fraction == 0)[seen], reading.step)
 
-    def _finding(self, reading: Reading, layer: int) -> Finding:
-        index = reading.index
-        slots = np.flatnonzero((index.layer == layer) & self._low.on)
-        share = self._heads["share"][slots]
-        worst = slots[np.argmin(share)]
-        of = np.count_nonzero((index.layer == layer) & ~np.isnan(self._heads["share"]))
-        complete = np.count_nonzero(share <= self._limits.collapse_share)
-        severe = complete >= self._limits.collapse_layer_fraction * of
+    def _finding(self, reading: Reading, layer: int, low: BoolArray) -> Finding:
+        index, share = reading.index, self._heads["share"]
+        slots = slots_on(index, low, layer)
+        worst = int(slots[np.argmin(share[slots])])
+        complete = np.count_nonzero(share[slots] <= self._limits.collapse_share)
+        judged = np.count_nonzero(~np.isnan(share[index.slots_of[layer]]))
+        severe = complete >= self._limits.collapse_layer_fraction * judged
         return Finding(
             layer=index.layers[layer],
             heads=heads_of(index, slots),
-            of=count_heads(index, layer),
+            of=index.heads_in[layer],
             severity="severe" if severe else "warning",
             since=first_step(self._low.since, slots),
-            score=-math.log2(max(float(share.min()), _LEAST_SHARE)),
-            worst=int(worst),
+            score=-math.log2(max(float(share[worst]), _LEAST_SHARE)),
+            worst=worst,
         )

@@ -12,7 +12,6 @@ from entropy_monitor.analyzer import wording
 from entropy_monitor.analyzer.detector import (
     Finding,
     Words,
-    count_heads,
     first_step,
     group_by_layer,
     heads_of,
@@ -67,17 +66,18 @@ class LogitExplosion:
     def describe(self, finding: Finding, evidence: Mapping[str, Any]) -> Words:
         """See `Detector.describe`."""
         where = wording.where(finding)
-        logit = wording.number(evidence["max_logit_layer"])
+        largest = evidence["max_logit_layer"]
+        logit, step = wording.number(largest), wording.bfloat16_step(largest)
         return Words(
             title=f"Attention logits have exploded in {where}: the largest is {logit}",
             message=wording.sentences(
-                f"In {where} the largest attention logit has reached {logit}; softmax is then "
-                "close to picking a single key, and bfloat16 tells no two logits apart that "
-                "differ by less than "
-                f"{wording.number(wording.bfloat16_step(evidence['max_logit_layer']))}",
+                f"In {where} the largest attention logit has reached {logit}; the first sign was "
+                f"at step {finding.since}",
+                "Softmax is then close to picking a single key, and bfloat16 tells no two such "
+                f"logits apart that differ by less than {wording.number(step)}",
                 wording.drivers(evidence),
                 wording.entropy_state(evidence),
-                wording.loss_course(evidence, self._limits.stalled_loss),
+                wording.loss_course(evidence, self._limits.stalled_loss, may_be_sound=False),
             ),
             advice=wording.logit_advice(finding.since),
         )
@@ -97,7 +97,7 @@ class LogitExplosion:
         return Finding(
             layer=reading.index.layers[layer],
             heads=heads_of(reading.index, slots),
-            of=count_heads(reading.index, layer),
+            of=reading.index.heads_in[layer],
             severity="severe" if largest >= self._limits.logit_severe else "warning",
             since=first_step(self._high.since, slots),
             score=math.log2(max(largest, 1.0)) / 2,  # doublings would be told too often

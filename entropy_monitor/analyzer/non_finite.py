@@ -11,7 +11,6 @@ from entropy_monitor.analyzer import wording
 from entropy_monitor.analyzer.detector import (
     Finding,
     Words,
-    count_heads,
     first_step,
     group_by_layer,
     heads_of,
@@ -51,7 +50,7 @@ class NonFinite:
             Finding(
                 layer=reading.index.layers[layer],
                 heads=heads_of(reading.index, slots),
-                of=count_heads(reading.index, layer),
+                of=reading.index.heads_in[layer],
                 severity="severe",
                 since=first_step(self._heads.since, slots),
                 score=0.0,

@@ -27,6 +27,8 @@ class HeadIndex:
         layer: per slot, the number of its layer in `layers`.
         call: per slot, the attention call of the layer.
         head: per slot, the query head.
+        slots_of: per layer, its slots.
+        heads_in: per layer, how many distinct query heads it was met with.
     """
 
     def __init__(self) -> None:
@@ -34,6 +36,8 @@ class HeadIndex:
         self.layer: IntArray = np.empty(0, dtype=np.int64)
         self.call: IntArray = np.empty(0, dtype=np.int64)
         self.head: IntArray = np.empty(0, dtype=np.int64)
+        self.slots_of: list[IntArray] = []
+        self.heads_in: list[int] = []
         self._layer_ids: dict[str, int] = {}
         self._slots: dict[tuple[int, int, int], int] = {}
         self._last: tuple[list[str], Array, Array, IntArray] | None = None
@@ -97,6 +101,8 @@ class HeadIndex:
         if len(self._slots) > len(self):
             keys = np.array(list(self._slots), dtype=np.int64)
             self.layer, self.call, self.head = keys.T.copy()
+            self.slots_of = [np.flatnonzero(self.layer == i) for i in range(len(self.layers))]
+            self.heads_in = [len(np.unique(self.head[slots])) for slots in self.slots_of]
 
 
 class SlotArrays:

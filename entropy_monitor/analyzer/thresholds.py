@@ -49,7 +49,7 @@ class Thresholds:
 
     collapse_layer_fraction: float = 0.6
     """Fraction of a layer's heads that must be low. Sharp heads are common in sound models, up to half of a
-    layer; most of a layer is not. The alert closes below half of this fraction."""
+    layer; most of a layer is not. An open alert closes once every head has recovered."""
 
     collapse_early_share: float = 0.30
     """Share that is low enough when, besides, the logits are past `collapse_early_logit` and the loss has not

@@ -68,9 +68,9 @@ def entropy_fall(evidence: Mapping[str, Any]) -> str:
     if "entropy_share" not in evidence:
         return "entropy has fallen"
     text = (
-        f"entropy has fallen to {percent(evidence['entropy_share'])} of its maximum "
-        f"({number(evidence['entropy'])} of {number(evidence['max_entropy'])} nats, head "
-        f"{evidence['worst_head']})"
+        f"entropy has fallen, furthest in head {evidence['worst_head']}: to "
+        f"{percent(evidence['entropy_share'])} of its maximum "
+        f"({number(evidence['entropy'])} of {number(evidence['max_entropy'])} nats)"
     )
     if "share_at_start" in evidence:
         text += f" from {percent(evidence['share_at_start'])} at step {evidence['start_step']:.0f}"
@@ -117,7 +117,7 @@ def drivers(evidence: Mapping[str, Any]) -> str:
     return ". ".join(parts)
 
 
-def loss_course(evidence: Mapping[str, Any], stalled: float) -> str:
+def loss_course(evidence: Mapping[str, Any], stalled: float, *, may_be_sound: bool) -> str:
     """What the loss has done meanwhile, and what that means for how sure one can be."""
     if "loss" not in evidence or "loss_at_start" not in evidence:
         return ""
@@ -125,6 +125,8 @@ def loss_course(evidence: Mapping[str, Any], stalled: float) -> str:
     course = f"{number(start)} at the start, {number(loss)} now"
     if start - loss < stalled * abs(start):
         return f"The loss has not improved ({course})"
+    if not may_be_sound:
+        return f"The loss has improved so far ({course})"
     return (
         f"The loss has improved all the same ({course}); if it goes on doing so, on held-out "
         "data too, this may be sound specialisation"

@@ -68,10 +68,9 @@ def compare(runs: Sequence[RunTables], *, figure: Figure | None = None) -> Figur
 
 
 def _finish(loss: Axes, share: Axes, sigma: Axes) -> None:
-    style.dress(loss, "loss, running mean", "loss", xlabel="")
+    style.dress(loss, "loss, running mean (×: not finite)", "loss", xlabel="")
     style.dress(share, "entropy / maximum: mean over heads (dotted: lowest head)", "share", xlabel="")
     style.dress(sigma, "largest spectral norm of W_K W_Qᵀ of any head", "σ_QK (log)")
     share.set_ylim(0.0, 1.03)
     style.integer_steps(sigma)
-    # A run without a loss is named by its entropy, which has a line for each.
-    named = share if len(share.lines) > 2 * len(loss.lines) else loss
+    style.legend_beside(loss, "run", of=share)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import MaxNLocator
 
 from entropy_monitor.figures import style
 from entropy_monitor.figures.lines import NOTHING, plain_title
@@ -75,6 +76,8 @@ def attention_map(values: Any, ax: Axes | None = None) -> Axes:
     image = ax.imshow(shown, cmap="cividis", norm=Normalize(0.0, top or 1.0), interpolation="nearest")
     style.dress(ax, "attention map", "query", xlabel="key")
     ax.grid(visible=False)
+    style.integer_steps(ax)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     _colour_bar(ax, image, "weight")
     return ax
 

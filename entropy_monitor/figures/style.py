@@ -105,9 +105,9 @@ def mark_broken(ax: Axes, steps: Sequence[int]) -> None:
         )
 
 
-def legend_beside(ax: Axes, title: str = "") -> None:
-    """A legend to the right of the axes, where it covers no data."""
-    handles, labels = ax.get_legend_handles_labels()
+def legend_beside(ax: Axes, title: str = "", *, of: Axes | None = None) -> None:
+    """A legend to the right of the axes, where it covers no data; of other axes' lines if given."""
+    handles, labels = (of or ax).get_legend_handles_labels()
     if handles:
         box = ax.legend(
             handles,

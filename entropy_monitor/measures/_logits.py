@@ -42,7 +42,7 @@ def logit_blocks(
     rows: Tensor | None,
     max_bytes: int,
 ) -> Iterator[Block]:
-    """Yield `cap(scale · q kᵀ) + mask` for the chosen rows; arguments as in `row_statistics`, checked before."""
+    """Yield `cap(scale · q kᵀ) + mask` of the chosen rows; arguments as in `row_statistics`, checked."""
     B, H, Tq, D = q.shape
     Hk, Tk = k.shape[1], k.shape[2]
     dtype = working_dtype(q, k)

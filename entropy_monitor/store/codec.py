@@ -18,6 +18,7 @@ _TYPES = {
     "float64": pa.float64(),
     "str": pa.string(),
 }
+_WORTH_COMPRESSING = 8192  # bytes; below, zstd saves nothing and makes reading ten times slower
 _PREFIX = 8  # continuation mark and metadata length, before a message's metadata
 
 
@@ -58,11 +59,12 @@ def schema_message(table: Table, metadata: Mapping[str, str]) -> bytes:
 
 
 def batch_message(batches: Sequence[pa.RecordBatch], number: int) -> bytes:
-    """Batches of one schema as one message, compressed with zstd and sealed."""
+    """Batches of one schema as one message, sealed, and compressed with zstd where that is worth it."""
     table = pa.Table.from_batches(batches).combine_chunks()
     (batch,) = table.to_batches()
     sink = io.BytesIO()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    compression = "zstd" if batch.nbytes >= _WORTH_COMPRESSING else None
+    options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
         label = blank_seal(number, fingerprint(batch.schema))
         writer.write_batch(batch, custom_metadata={SEAL_KEY: label})
@@ -72,16 +74,21 @@ def batch_message(batches: Sequence[pa.RecordBatch], number: int) -> bytes:
     return seal(stream[schema_length:])
 
 
-def read_schema(message: bytes) -> pa.Schema:
-    """The schema of a sound message 0, with its metadata."""
-    return pa.ipc.read_schema(pa.py_buffer(message))
+def read_batches(schema: bytes, batches: Sequence[bytes]) -> list[pa.RecordBatch]:
+    """The batches of a stream from its sound messages, the schema's first.
 
-
-def read_batch(message: bytes, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch of a sound message."""
-    batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(message)), schema)
-    batch.validate()
-    return batch
+    Raises:
+        ValueError: they cannot be decoded, as when another version wrote them.
+        OSError: as before, with another reason of Arrow's.
+    """
+    # Threads would cost more than they save: columns are small.
+    options = pa.ipc.IpcReadOptions(use_threads=False)
+    stream = pa.py_buffer(b"".join([schema, *batches]))
+    with pa.ipc.open_stream(stream, options=options) as reader:
+        found = list(reader)
+    for batch in found:
+        batch.validate()
+    return found
 
 
 def _to_array(column: Column, values: Array | Sequence[str]) -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections.abc import Mapping
@@ -36,10 +37,9 @@ def decode_events(data: bytes) -> EventLog:
     damaged: list[int] = []
     # Lines are told apart by how they begin, not by the newline, which may itself be what was changed.
     starts = [match.start() for match in re.finditer(re.escape(_START), data)]
-    if data and (not starts or starts[0] > 0):
+    if data and starts[:1] != [0]:
         starts.insert(0, 0)
-    bounds = zip(starts, [*starts[1:], len(data)], strict=True)
-    for number, (start, stop) in enumerate(bounds, start=1):
+    for number, (start, stop) in enumerate(itertools.pairwise([*starts, len(data)]), start=1):
         event = _decode_line(data[start:stop])
         if event is not None:
             events.append(event)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from entropy_monitor.records import Table
-from entropy_monitor.store.codec import arrow_schema, fingerprint, read_batch, read_schema
+from entropy_monitor.store.codec import arrow_schema, fingerprint, read_batches, schema_message
 from entropy_monitor.store.framing import Gap, Message, Scan, scan
 
 
@@ -24,6 +25,7 @@ class StreamReader:
         self.path = path
         self.closed = False
         self._table = table
+        self._target = arrow_schema(table)
         self._forget()
 
     @property
@@ -43,59 +45,61 @@ class StreamReader:
             file.seek(self._offset)
             data = file.read()
         found = scan(data)
+        batches = []
         for part in found.parts:
             if isinstance(part, Gap):
                 self._gap = part.stop - part.start
+                continue
+            self._note_lost(part.number)
+            self._number = part.number
+            if part.number == 0:
+                self._schema = data[part.start : part.stop]
             else:
-                self._take(part, data[part.start : part.stop])
+                batches.append(part)
+        self._decode(batches, data)
         self._note_tail(found, len(data))
         self._offset += found.stop
-        return pa.Table.from_batches(self._batches, schema=arrow_schema(self._table))
+        return pa.Table.from_batches(self._batches, schema=self._target)
 
     def _forget(self) -> None:
         self._offset = 0
         self._number = -1
         self._gap = 0
-        self._schema: pa.Schema | None = None
+        self._schema = b""
         self._batches: list[pa.RecordBatch] = []
         self._damage: list[str] = []
         self._tail = ""
 
-    def _take(self, message: Message, data: bytes) -> None:
-        self._note_lost(message.number)
-        self._number = message.number
+    def _decode(self, messages: Sequence[Message], data: bytes) -> None:
+        if not messages:
+            return
         try:
-            if message.number == 0:
-                self._schema = read_schema(data)
-            else:
-                batch = read_batch(data, self._schema_for(message))
-                self._batches.append(self._conform(batch))
+            schema = self._schema or self._lost_schema(messages)
+            batches = read_batches(schema, [data[m.start : m.stop] for m in messages])
+            self._batches += [self._conform(batch) for batch in batches]
         except (pa.ArrowException, ValueError, OSError) as error:
-            self._damage.append(
-                f"{self.path.name}: {_batches(message.number, message.number)} cannot be decoded: {error}"
-            )
+            which = _batches(messages[0].number, messages[-1].number)
+            self._damage.append(f"{self.path.name}: {which} cannot be decoded: {error}")
 
-    def _schema_for(self, message: Message) -> pa.Schema:
-        if self._schema is not None:
-            return self._schema
-        # The schema's own message is damaged; each batch says of which schema it is.
-        ours = arrow_schema(self._table)
-        if message.schema != fingerprint(ours):
+    def _lost_schema(self, messages: Sequence[Message]) -> bytes:
+        """This version's schema, in the place of a damaged one, if the batches say that it was theirs."""
+        if any(message.schema != fingerprint(self._target) for message in messages):
             raise ValueError("the schema is damaged, and it is not the one of this version")
-        return ours
+        return schema_message(self._table, {})
 
     def _conform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with this version's columns: what another version did not know is null."""
-        schema = arrow_schema(self._table)
+        if batch.schema.equals(self._target):
+            return batch
         columns = []
-        for field in schema:
+        for field in self._target:
             if field.name in batch.schema.names:
                 columns.append(batch.column(field.name).cast(field.type))
             elif field.nullable:
                 columns.append(pa.nulls(batch.num_rows, field.type))
             else:
                 raise ValueError(f"it has no column {field.name!r}, written by another version")
-        return pa.record_batch(columns, schema=schema)
+        return pa.record_batch(columns, schema=self._target)
 
     def _note_lost(self, number: int) -> None:
         lost = _batches(self._number + 1, number - 1) if number > self._number + 1 else ""
