@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from entropy_monitor.dashboards.report import write_report
     from entropy_monitor.dashboards.tensorboard_logger import TensorBoardLogger
     from entropy_monitor.dashboards.wandb_logger import WandbLogger
 
 _HOMES = {
+    "write_report": "entropy_monitor.dashboards.report",
     "TensorBoardLogger": "entropy_monitor.dashboards.tensorboard_logger",
     "WandbLogger": "entropy_monitor.dashboards.wandb_logger",
 }
 
-__all__ = ["TensorBoardLogger", "WandbLogger"]
+__all__ = ["TensorBoardLogger", "WandbLogger", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,20 +32,19 @@ def layer_table(layers: Mapping[int, str]) -> str:
 def alert_table(alerts: Sequence[Alert]) -> str:
     """A row for each alert, the newest first; beyond `MOST_ALERTS`, the oldest are only counted."""
     shown = list(reversed(alerts))[:MOST_ALERTS]
+    # Few columns, all of text: TensorBoard breaks what stands in narrow ones letter by letter.
     text = table(
-        ("opened", "closed", "severity", "layer", "heads", "what", "what to do"),
+        ("alert", "what was seen", "what to do"),
         (
-            (
-                alert.opened,
-                "open" if alert.closed is None else alert.closed,
-                alert.severity,
-                alert.layer or "whole run",
-                ", ".join(map(str, alert.heads)) or "-",
-                f"{alert.title}: {alert.message}",
-                alert.advice,
-            )
+            (f"{alert.title} - {alert.severity}, {_state(alert)}", alert.message, alert.advice)
             for alert in shown
         ),
     )
     hidden = len(alerts) - len(shown)
     return text if hidden == 0 else f"{text}\n\nand {hidden} older alerts"
+
+
+def _state(alert: Alert) -> str:
+    if alert.closed is None:
+        return f"open since step {alert.opened}"
+    return f"opened at step {alert.opened}, closed at step {alert.closed}"

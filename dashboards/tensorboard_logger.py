@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entropy_monitor.dashboards.aggregates import PREFIX, aggregate_layers, metrics, share_grid
+from entropy_monitor.dashboards.aggregates import PREFIX, aggregate_layers, layer_tag, metrics, share_grid
 from entropy_monitor.dashboards.alert_book import AlertBook, earlier_events
 from entropy_monitor.dashboards.cadence import Cadence
 from entropy_monitor.dashboards.heatmap import heatmap
@@ -24,7 +24,7 @@ class _Seen:
     continued: bool = False
     earlier: list[AlertEvent] = field(default_factory=list)
     step: int | None = None
-    tags: set[str] = field(default_factory=set)
+    calls: set[tuple[int, int]] = field(default_factory=set)
     layers: dict[int, str] = field(default_factory=dict)
     book: AlertBook = field(default_factory=AlertBook)
 
@@ -49,7 +49,7 @@ class TensorBoardLogger(Sink):
     run.
 
     Args:
-        log_dir: where event files go; by default the folder `tb` in the monitor's run directory.
+        log_dir: where event files go, a folder of its own; by default `tb` in the run directory.
         heatmap_every: records between two heatmaps early in the run; they grow rarer later
             (`Cadence`). 0: none.
         flush_secs: how often, at most, what is pending goes to disk; a change of an alert goes at
@@ -105,12 +105,13 @@ class TensorBoardLogger(Sink):
         if self._writer is None:
             return
         if self._seen.step is None:
-            self._continue(record)
+            self._start(record)
         else:
             self._write_open_alerts(self._seen.step)
         layers = aggregate_layers(record)
-        if not {layer.tag for layer in layers} <= self._seen.tags:
-            self._seen.tags |= {layer.tag for layer in layers}
+        calls = {(layer.index, layer.call) for layer in layers}
+        if not calls <= self._seen.calls:
+            self._seen.calls |= calls
             self._seen.layers.update({layer.index: layer.layer for layer in layers})
             self._describe(record.step)
         self._write_scalars(metrics(layers), record.step)
@@ -155,19 +156,24 @@ class TensorBoardLogger(Sink):
             raise ConfigurationError(f"TensorBoardLogger's log_dir {directory} is a file; give a folder")
         return directory
 
-    def _continue(self, record: Record) -> None:
-        """Voids what an earlier process wrote from the first step on; takes up its alerts from before."""
-        if not self._seen.continued:
-            return
+    def _start(self, record: Record) -> None:
+        """Marks a process start: a second one voids what an earlier process wrote from its step on.
+
+        The alerts that were found before that step are taken up from the run directory.
+        """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         first = min([record.step, *(int(step) for step in record.scalars["step"])])
         self._writer.add_event(Event(file_version="brain.Event:2"), first)
+        # TensorBoard takes the first such mark for the run's beginning, so it has to be there too.
         self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), first)
-        self._seen.book.restore(self._seen.earlier, before=first)
+        if self._seen.continued:
+            self._seen.book.restore(self._seen.earlier, before=first)
+            self._write_text(f"{PREFIX}/alerts", alert_table(self._seen.book.alerts), first)
 
     def _describe(self, step: int) -> None:
-        charts = _torch_tensorboard().summary.custom_scalars(layout(sorted(self._seen.tags)))
+        tags = [layer_tag(index, call) for index, call in sorted(self._seen.calls)]
+        charts = _torch_tensorboard().summary.custom_scalars(layout(tags))
         self._writer.add_summary(charts, step)
         self._write_text(f"{PREFIX}/layers", layer_table(self._seen.layers), step)
 

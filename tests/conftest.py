@@ -1,1 +1,37 @@
 """What all tests share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+DEMO_STEPS = 120
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """The tests run in parallel; torch's own threads would only fight over the cores."""
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demonstration that ran: its folder and what it printed."""
+
+    folder: Path
+    output: str
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The demonstration, shortened, run as a user would; tests that use it belong to the xdist group `demo`."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    command = [sys.executable, "-m", "entropy_monitor.cli", "demo", "-o", str(folder), "--steps", str(DEMO_STEPS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Demo(folder, done.stdout)

@@ -87,8 +87,8 @@ def make_run(
 ) -> FakeRun:
     """A run measured every 10 steps, its loss recorded at every step.
 
-    Entropy share of layer l, head h at record t: sound 0.9 - 0.01·(l + h) throughout; collapsing falls by 0.5^t,
-    fastest in layer 0. σ_QK starts at 1 and stays, or doubles with every record.
+    Entropy share of layer l, head h at record t: 0.9 - 0.01·(l + h), at least 0.05, when sound; that times
+    0.5^(t / (1 + l)) when collapsing. σ_QK starts at 1 and stays, or doubles with every record.
     """
     head_rows, layer_rows = [], []
     for record in range(steps):
@@ -97,7 +97,7 @@ def make_run(
             sigma = 2.0**record if collapsing else 1.0
             layer_rows.append({**where, "sigma_q": sigma, "sigma_v": 1.5, "grad_linf": 0.01})
             for head in range(heads):
-                share = 0.9 - 0.01 * (index + head)
+                share = max(0.9 - 0.01 * (index + head), 0.05)
                 if collapsing:
                     share *= 0.5 ** (record / (1 + index))
                 entropy = share * MAXIMUM

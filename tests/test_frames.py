@@ -120,7 +120,7 @@ def test_smoothing_is_a_centred_mean_that_keeps_gaps():
     values[150] = np.nan
     mean, window = frames.smooth(values)
     assert window == 7
-    assert mean[50] == pytest.approx(float(values[47:53].mean()))
+    assert mean[50] == pytest.approx(float(values.loc[47:53].mean()))
     assert np.isnan(mean[150])
     short, window = frames.smooth(values[:20])
     assert window == 1

@@ -62,7 +62,7 @@ class UniformAttention:
                 f"In {layers} every head has attended to all keys alike since step "
                 f"{finding.since} (entropy at least "
                 f"{wording.percent(self._limits.uniform_share)} of its maximum)",
-                f"Over the same steps the loss has stayed at {wording.number(evidence['loss'])}"
+                f"Over the same steps the loss has stayed near {wording.number(evidence['loss'])}"
                 if "loss" in evidence
                 else "",
                 "The layers average their values and learn nothing from position or content. "

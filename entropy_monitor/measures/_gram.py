@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from entropy_monitor.measures._precision import MAX_BYTES, working_dtype
+from entropy_monitor.measures._precision import MAX_BYTES, matmul, working_dtype
 
 _TEMPORARIES = 4  # copies of a matrix, live at once while its Gram is made
 
@@ -53,7 +53,7 @@ def grams(w: Tensor, *, of_columns: bool | None = None, max_bytes: int = MAX_BYT
     s, factor = scaled(w)
     if of_columns is None:
         of_columns = w.shape[-1] <= w.shape[-2]
-    return (s.mT @ s if of_columns else s @ s.mT), factor
+    return (matmul(s.mT, s) if of_columns else matmul(s, s.mT)), factor
 
 
 def power_bound(G: Tensor, squarings: int) -> Tensor:
@@ -70,5 +70,5 @@ def power_bound(G: Tensor, squarings: int) -> Tensor:
         log_bound = log_bound + norm.log() * 2.0**-j
         if j < squarings:
             G = G / torch.where(norm > 0, norm, 1.0)[..., None, None]
-            G = G @ G
+            G = matmul(G, G)
     return log_bound.exp()

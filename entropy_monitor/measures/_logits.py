@@ -12,7 +12,7 @@ from torch import Tensor
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.measures import masks
 from entropy_monitor.measures._blocks import blocks
-from entropy_monitor.measures._precision import working_dtype
+from entropy_monitor.measures._precision import matmul, working_dtype
 
 TEMPORARIES = 8  # of a logit's size, live at once while one block is made and reduced
 
@@ -61,7 +61,7 @@ def logit_blocks(
         R,
         group=group,
         row_bytes=max(1, size * (TEMPORARIES * Tk + 2 * D)),
-        head_bytes=min(size * Tk * D, max_bytes // 4),
+        head_bytes=min(4 * size * Tk * D, max_bytes // 4),
         max_bytes=max_bytes,
     ):
         b, h, r = place
@@ -69,9 +69,12 @@ def logit_blocks(
         heads = slice(h.start // group, (h.stop - 1) // group + 1)
         q_block = q[b, h]
         q_block = q_block[:, :, chosen] if isinstance(chosen, slice) else q_block.index_select(2, chosen)
-        logits = _product(q_block.to(dtype) * scale, k[b, heads], max_bytes // 4)
-        if softcap is not None:
-            logits = logits.div_(softcap).tanh_().mul_(softcap)
+        logits = _product(q_block, k[b, heads], dtype, max_bytes // 8)
+        # Not into q: scaled, bfloat16 values would no longer fit a product of reduced precision.
+        if softcap is None:
+            logits.mul_(scale)
+        else:
+            logits.mul_(scale / softcap).tanh_().mul_(softcap)
         hidden: Tensor | None = None
         bias: Tensor | None = None
         if mask is not None:
@@ -88,21 +91,22 @@ def logit_blocks(
         yield Block(place, logits, hidden, bias)
 
 
-def _product(q: Tensor, k: Tensor, max_bytes: int) -> Tensor:
-    """`q [b, h, r, D] · k [b, g, Tk, D]ᵀ` in q's dtype; a key head serves h / g query heads."""
+def _product(q: Tensor, k: Tensor, dtype: torch.dtype, max_bytes: int) -> Tensor:
+    """`q [b, h, r, D] · k [b, g, Tk, D]ᵀ` in dtype; a key head serves h / g query heads."""
     b, h, r, D = q.shape
     g, Tk = k.shape[1], k.shape[2]
-    q = q.reshape(b * g, h // g * r, D)
-    # Keys are cast up piece by piece: at 100k keys their float32 copy would be the largest
-    # temporary.
-    step = max(1, max_bytes // max(1, b * g * D * q.element_size()))
+    # bfloat16 values go through products of any precision unrounded.
+    multiply = torch.matmul if q.dtype == k.dtype == torch.bfloat16 else matmul
+    q = q.to(dtype).reshape(b * g, h // g * r, D)
+    # Keys are cast up piece by piece: of 100k keys the float32 copy would be the largest temporary.
+    step = max(1, max_bytes // max(1, b * g * D * dtype.itemsize))
     if step >= Tk:
-        logits = torch.bmm(q, k.to(q.dtype).reshape(b * g, Tk, D).transpose(1, 2))
+        logits = multiply(q, k.to(dtype).reshape(b * g, Tk, D).mT)
     else:
         logits = q.new_empty(b * g, h // g * r, Tk)
         for t in range(0, Tk, step):
-            piece = k[:, :, t : t + step].to(q.dtype).reshape(b * g, -1, D)
-            logits[:, :, t : t + step] = torch.bmm(q, piece.transpose(1, 2))
+            piece = k[:, :, t : t + step].to(dtype).reshape(b * g, -1, D)
+            logits[:, :, t : t + step] = multiply(q, piece.mT)
     return logits.view(b, h, r, Tk)
 
 

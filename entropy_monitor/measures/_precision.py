@@ -8,8 +8,6 @@ from torch import Tensor
 MAX_BYTES = 64 * 2**20
 """Default limit, in bytes, for the temporaries of one measure."""
 
-_ROUNDOFF = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
-
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 when one of the tensors is float64, float32 for everything else."""
@@ -27,16 +25,36 @@ def exact(device: torch.device) -> torch.autocast:
     return torch.autocast(kind, enabled=False)
 
 
-def matmul_roundoff(dtype: torch.dtype) -> float:
-    """Unit roundoff of a matrix product's operands under the process's present settings.
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` to the full accuracy of float32, also where the process lets such products round.
 
-    `torch.set_float32_matmul_precision` (or CUDA's TF32 switch) lets float32 products round their
-    operands to 11 or 8 bits. That setting belongs to the watched run, so it is read and allowed
-    for, never changed.
+    `torch.set_float32_matmul_precision` (or CUDA's TF32 switch) makes float32 products read 8 to 11
+    bits of their operands. That setting belongs to the watched run and is left alone; instead the
+    operands are split into parts that fit, and the products of the parts are added, small ones
+    first.
+
+    Args:
+        a: `[..., m, n]`, float32 or float64, finite.
+        b: `[..., n, p]`, of the same dtype.
     """
-    if dtype == torch.float64:
-        return 2.0**-53
+    if a.dtype == torch.float64 or not products_round():
+        return a @ b
+    a0, a1, a2 = _parts(a)
+    b0, b1, b2 = _parts(b)
+    return (a0 @ b2 + a1 @ b1 + a2 @ b0) + (a0 @ b1 + a1 @ b0) + a0 @ b0
+
+
+def products_round() -> bool:
+    """Whether float32 matrix products may read less than their operands' 24 bits."""
     try:
-        return _ROUNDOFF[torch.get_float32_matmul_precision()]
-    except RuntimeError:  # raised where the process mixes the old and the new precision switches
-        return _ROUNDOFF["medium"]
+        # Also what torch.set_float32_matmul_precision sets, on any machine.
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+    except RuntimeError:  # the process mixes two generations of precision switches
+        return True
+
+
+def _parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three float32 tensors of at most 8 significant bits each that add up to x."""
+    high = x.bfloat16().to(x.dtype)
+    middle = (x - high).bfloat16().to(x.dtype)
+    return high, middle, x - high - middle

@@ -49,6 +49,7 @@ def reduce_block(block: Block, out: RowStatistics) -> None:
     seen = _count(hidden, num_keys, max_logit)
     t = _keep_visible(u.sub_(max_logit), hidden)
     e = _keep_visible(t.exp(), hidden)
+    # A visible -inf makes 0 · -inf here, so that it shows as NaN as +inf and NaN do.
     weighted = (e * t).sum(-1, keepdim=True)
     # l = 1 + rest: adding the 1 first would round away all digits of a rest below 1e-7.
     rest = e.scatter_(-1, argmax, 0.0).sum(-1, keepdim=True)
@@ -56,8 +57,6 @@ def reduce_block(block: Block, out: RowStatistics) -> None:
 
     mean = t.sum(-1, keepdim=True) / seen.clamp(min=1)
     logit_norm = _norm(_keep_visible(t.sub_(mean), hidden))
-    # A visible -inf is the one value that leaves the entropy finite; the mean of t shows it.
-    entropy = torch.where(mean.isfinite(), entropy, math.nan)
 
     out.entropy[place] = torch.where(seen > 0, entropy, 0.0).squeeze(-1)
     out.num_keys[place] = seen.squeeze(-1)
@@ -71,7 +70,7 @@ def _count(hidden: Tensor | None, num_keys: int, like: Tensor) -> Tensor:
     """Visible keys of each row, in the shape and dtype of `like`."""
     if hidden is None:
         return torch.full_like(like, num_keys)
-    each_stands_for = num_keys // hidden.shape[-1]  # all keys, where the mask is broadcast over them
+    each_stands_for = num_keys // hidden.shape[-1]  # all, where the mask is broadcast over keys
     visible = (~hidden).sum(-1, keepdim=True, dtype=like.dtype)
     return (visible * each_stands_for).expand_as(like)
 

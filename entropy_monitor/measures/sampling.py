@@ -56,13 +56,15 @@ def systematic_rows(
 def systematic_standard_error(values: Tensor, weights: Tensor, num_rows: int) -> Tensor:
     """Standard error of each head's mean that comes from reading systematic rows only.
 
-    Successive differences of the row means `y_r` (over the batch, by weight), with
-    finite-population correction:
-    `var = (1 - R / num_rows) / R · Σ_r (y_{r+1} - y_r)² / (2 (R - 1))` (Wolter, Introduction to
-    Variance Estimation, chapter 8, estimator v2). A trend over the rows, as a causal mask makes
-    one, hardly counts: it is what systematic rows average out. Positions without a valid row are
-    skipped. What a different batch would have given is not in it. Nothing here waits for the
-    device.
+    With `y_r` the mean over the batch at a position, by weight, and `f = R / num_rows`:
+
+        var = (1 - f) / R · Σ_r (y_{r+1} - y_r)² / (2 (R - 1)) + (1 - f²) / 12 · ((y_R - y_1) / R)²
+
+    The first term, successive differences (Wolter, Introduction to Variance Estimation, chapter 8),
+    leaves out a trend over the rows such as a causal mask makes, which equal strides average out,
+    but for what the second term holds: rows that start early or late in their stride read a trend
+    too low or too high at its ends. Positions without a valid row are skipped. What another batch
+    would have given is not in it. Nothing here waits for the device.
 
     Args:
         values: `[B, H, R]`, a figure of each row read, rows ascending.
@@ -95,5 +97,8 @@ def systematic_standard_error(values: Tensor, weights: Tensor, num_rows: int) ->
     y = y.gather(-1, order)
     squares = torch.where(valid[:, 1:], y.diff(dim=-1).square(), 0.0).sum(-1)
     n = valid.sum(-1)
-    variance = (1 - R / num_rows) * squares / (2 * n * (n - 1))
+    last = y.gather(-1, (n - 1).clamp(min=0)[:, None])[:, 0]
+    read = R / num_rows
+    variance = (1 - read) * squares / (2 * n * (n - 1))
+    variance = variance + (1 - read**2) / 12 * ((last - y[:, 0]) / n).square()
     return torch.where(n >= 2, variance.sqrt(), math.nan)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.measures._gram import grams, power_bound
-from entropy_monitor.measures._precision import exact, matmul_roundoff, working_dtype
+from entropy_monitor.measures._precision import exact, matmul, working_dtype
 
 _SQUARINGS = 6
-_JITTER = 8.0  # roundings of a Gram matrix, in units of roundoff · trace
+_JITTER = 4.0  # roundings of a Gram matrix, in units of eps · trace
 
 
 @torch.no_grad()
@@ -97,9 +97,9 @@ def sigma_qk(w_q: Tensor, w_k: Tensor, *, bound: bool | None = None) -> Tensor:
         w_q: `[H, d_model, d_head]`, any floating dtype.
         w_k: `[Hk, d_model, d_head]`, Hk a divisor of H: head h uses key head `h // (H // Hk)`. Its
             d_model may differ.
-        bound: False computes the norm itself (float64 where the device has it) and waits for an
-            accelerator; True gives a certified upper bound without waiting, at most 2 % above for
-            d_head = 128, or at most a few 1e-3 of `‖W_Q‖ ‖W_K‖` where σ_QK is far below that
+        bound: False computes the norm itself (in float64, where the device has it) and waits for an
+            accelerator; True gives a certified upper bound without waiting, above the norm by up to
+            2 % of it (d_head = 128) and, where it lies far below `‖W_Q‖ ‖W_K‖`, by up to 1 % of that
             product. By default False on the CPU, True elsewhere.
 
     Returns:
@@ -188,7 +188,7 @@ def _product_top(A: Tensor, B: Tensor) -> Tensor:
         return A.new_zeros(A.shape[:-2])
     values, vectors = torch.linalg.eigh(A)
     root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
-    top: Tensor = torch.linalg.eigvalsh(root.mT @ B @ root)[..., -1].clamp(min=0)
+    top: Tensor = torch.linalg.eigvalsh(matmul(matmul(root.mT, B), root))[..., -1].clamp(min=0)
     return top
 
 
@@ -201,13 +201,13 @@ def _product_bound(A: Tensor, B: Tensor) -> Tensor:
     """
     apart = power_bound(A, _SQUARINGS) * power_bound(B, _SQUARINGS)
     L, failed = torch.linalg.cholesky_ex(_shifted(A))
-    together = power_bound(L.mT @ _shifted(B) @ L, _SQUARINGS)
-    return torch.where(failed > 0, apart, torch.minimum(apart, together))
+    together = power_bound(matmul(matmul(L.mT, _shifted(B)), L), _SQUARINGS)
+    return torch.where(failed > 0, apart, together)
 
 
 def _shifted(G: Tensor) -> Tensor:
     trace = G.diagonal(dim1=-2, dim2=-1).sum(-1)
-    shift = _JITTER * matmul_roundoff(G.dtype) * trace
+    shift = _JITTER * torch.finfo(G.dtype).eps * trace
     return G + shift[..., None, None] * torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
 
 
@@ -215,7 +215,7 @@ def _safety(w: Tensor) -> float:
     """Factor above 1 that lifts a norm over the rounding of its Gram matrix."""
     dtype = working_dtype(w)
     inner = max(4, *w.shape[-2:])
-    return 1 + 2 * matmul_roundoff(dtype) + math.sqrt(inner) * torch.finfo(dtype).eps
+    return 1 + math.sqrt(inner) * torch.finfo(dtype).eps
 
 
 def _require_matrix(w: Tensor) -> None:

@@ -13,7 +13,7 @@ from entropy_monitor.records import Alert, AlertEvent
 from entropy_monitor.store.plain import from_json, to_json
 
 _START = b'{"crc32":"'
-_LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})","event":(.*)\}\n', re.DOTALL)
+_LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})","event":([^\n]*)\}\n')
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,29 @@ def decode_events(data: bytes) -> EventLog:
     starts = [match.start() for match in re.finditer(re.escape(_START), data)]
     if data and starts[:1] != [0]:
         starts.insert(0, 0)
-    for number, (start, stop) in enumerate(itertools.pairwise([*starts, len(data)]), start=1):
-        event = _decode_line(data[start:stop])
+    number = 0
+    for start, stop in itertools.pairwise([*starts, len(data)]):
+        event, rest = _decode_line(data[start:stop])
         if event is not None:
             events.append(event)
-        elif stop < len(data) or data.endswith(b"\n"):
-            damaged.append(number)
+            number += 1
+        if rest:
+            number += 1
+            if stop < len(data) or rest.endswith(b"\n"):
+                damaged.append(number)
     torn = bool(data) and not data.endswith(b"\n")
     return EventLog(tuple(events), tuple(damaged), torn)
 
 
-def _decode_line(line: bytes) -> AlertEvent | None:
-    match = _LINE.fullmatch(line)
-    if match is None or zlib.crc32(match[2]) != int(match[1], 16):
-        return None
+def _decode_line(text: bytes) -> tuple[AlertEvent | None, bytes]:
+    """The event that `text` begins with, if any, and the bytes that are not its."""
+    match = _LINE.match(text)
+    if match is None or b"%08x" % zlib.crc32(match[2]) != match[1]:
+        return None, text
     try:
-        return _event(from_json(match[2].decode()))
+        return _event(from_json(match[2].decode())), text[match.end() :]
     except (ValueError, KeyError, TypeError):
-        return None
+        return None, text
 
 
 def _event(value: Mapping[str, Any]) -> AlertEvent:

@@ -163,7 +163,7 @@ class RunReader:
             seen = found.setdefault(file.session, _Found())
             seen.ranks.add(file.rank)
             if file.path in self._streams:
-                seen.closed &= self._streams[file.path].closed
+                seen.ended.append(self._streams[file.path].closed)
             if file.kind == "session":
                 claim = _document(file.path, problems)
                 seen.claim = seen.claim or claim
@@ -179,7 +179,7 @@ class RunReader:
                 first_step=min(seen.steps, default=None),
                 last_step=max(seen.steps, default=None),
                 superseded_from=_superseded(seen.steps, ends.get(number)),
-                closed=seen.closed,
+                closed=bool(seen.ended) and all(seen.ended),
             )
             for number, seen in sorted(found.items())
         ]
@@ -190,7 +190,7 @@ class _Found:
     ranks: set[int] = field(default_factory=set)
     claim: Mapping[str, Any] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
-    closed: bool = True
+    ended: list[bool] = field(default_factory=list)
 
 
 def _superseded(steps: Sequence[int], end: int | None) -> int | None:

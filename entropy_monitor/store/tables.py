@@ -78,7 +78,7 @@ class StreamReader:
             batches = read_batches(schema, [data[m.start : m.stop] for m in messages])
             self._batches += [self._conform(batch) for batch in batches]
         except (pa.ArrowException, ValueError, OSError) as error:
-            which = _batches(messages[0].number, messages[-1].number)
+            which = _named(messages[0].number, messages[-1].number)
             self._damage.append(f"{self.path.name}: {which} cannot be decoded: {error}")
 
     def _lost_schema(self, messages: Sequence[Message]) -> bytes:
@@ -102,21 +102,21 @@ class StreamReader:
         return pa.record_batch(columns, schema=self._target)
 
     def _note_lost(self, number: int) -> None:
-        lost = _batches(self._number + 1, number - 1) if number > self._number + 1 else ""
+        lost = _named(self._number + 1, number - 1) if number > self._number + 1 else ""
         if lost:
             size = f" ({self._gap} bytes)" if self._gap else ""
             self._damage.append(f"{self.path.name}: {lost} damaged{size}: not read")
         elif self._gap:
             self._damage.append(
                 f"{self.path.name}: {self._gap} damaged bytes before "
-                f"{_batches(number, number)}: no batch is missing"
+                f"{_named(number, number)}: no batch is missing"
             )
         self._gap = 0
 
     def _note_tail(self, found: Scan, size: int) -> None:
         self.closed = found.tail == "closed"
         after = (
-            f"after {_batches(self._number, self._number)}"
+            f"after {_named(self._number, self._number)}"
             if found.parts or self._number >= 0
             else "from the start"
         )
@@ -132,9 +132,9 @@ class StreamReader:
             self._tail = ""
 
 
-def _batches(first: int, last: int) -> str:
+def _named(first: int, last: int) -> str:
     if last <= 0:
         return "the schema"
     if first <= 0:
-        return f"the schema and {_batches(1, last)}"
+        return f"the schema and {_named(1, last)}"
     return f"batch {first}" if first == last else f"batches {first} to {last}"

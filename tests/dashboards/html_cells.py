@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 
 class Cells(HTMLParser):
-    """Rows of `<td>` texts, and the set of all tags; rows without cells, such as heads, are left out."""
+    """Rows of `<td>` texts, those without any left out, and the set of all tags."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -15,7 +15,7 @@ class Cells(HTMLParser):
         self._inside = False
         self.feed(html)
         self.close()
-        self.rows = [row for row in self.rows if row]
+        self.rows = [row for row in self.rows if any(row)]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)

@@ -33,12 +33,12 @@ def columns(table: Table, rows: list[dict[str, Any]]) -> Columns:
     return made
 
 
-def head_row(step: int, layer: int, head: int, **changes: Any) -> dict[str, Any]:
-    entropy = 2.0 - 0.25 * layer - 0.125 * head + step / 1000
+def head_row(step: int, index: int, head: int, **changes: Any) -> dict[str, Any]:
+    entropy = 2.0 - 0.25 * index - 0.125 * head + step / 1000
     return {
         "step": step,
-        "layer": f"blocks.{layer}.attn",
-        "layer_index": layer,
+        "layer": f"blocks.{index}.attn",
+        "layer_index": index,
         "call": 0,
         "head": head,
         "attention": "softmax",
@@ -46,7 +46,7 @@ def head_row(step: int, layer: int, head: int, **changes: Any) -> dict[str, Any]
         "entropy_se": 0.0,
         "rows_read": 32,
         "max_entropy": math.log(TOKENS),
-        "max_logit": 1.0 + layer + head,
+        "max_logit": 1.0 + index + head,
         "floor_row": entropy - 0.5,
         "sigma_qk": 3.0 + head,
     } | changes

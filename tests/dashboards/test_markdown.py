@@ -25,8 +25,8 @@ def test_alert_table_lists_the_newest_first_and_what_is_open() -> None:
     alerts = [event().alert, event("closed", 70, "a2", opened=60, layer="").alert]
     lines = alert_table(alerts).splitlines()
     assert len(lines) == 4
-    assert lines[2].startswith("| 60 | 70 | warning | whole run | 0, 2 |")
-    assert lines[3].startswith("| 10 | open | warning | blocks.0.attn | 0, 2 |")
+    assert " - warning, opened at step 60, closed at step 70 | " in lines[2].replace("&#45;", "-")
+    assert " - warning, open since step 10 | " in lines[3].replace("&#45;", "-")
     assert lines[3].endswith("| Lower the learning rate. |")
 
 

@@ -1,0 +1,37 @@
+# The two commands of the README are `make demo` and `make test`; both build .venv first and can be repeated.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test lint types wheel check clean
+
+demo: $(READY)
+	$(BIN)/entropy-monitor demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m nbstripout --verify notebooks/*.ipynb
+
+types: $(READY)
+	$(BIN)/mypy
+
+# Build the wheel, install it outside the checkout, and try it there.
+wheel: $(READY)
+	PYTHON=$(CURDIR)/$(BIN)/python bash .ci/check-wheel
+
+check: lint types test wheel
+
+# torch comes first and alone: what asks for it later must find it, not fetch another build.
+$(READY): constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,8 @@
+"""The demonstration: a small Vision Transformer on handwritten digits, trained soundly and far too fast."""
+
+from __future__ import annotations
+
+from entropy_monitor.demo.show import show_demo
+from entropy_monitor.demo.training import RECIPES, Recipe, train
+
+__all__ = ["RECIPES", "Recipe", "show_demo", "train"]

@@ -1,0 +1,246 @@
+"""What the logger recorded offline, as W&B's own reader tells it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import wandb
+from PIL import Image
+
+from entropy_monitor.dashboards import WandbLogger
+from entropy_monitor.dashboards.aggregates import aggregate_layers, metrics, share_grid
+from entropy_monitor.dashboards.heatmap import heatmap
+from entropy_monitor.dashboards.wandb_logger import alert_title
+from entropy_monitor.errors import ConfigurationError
+from entropy_monitor.records import HEADS, SCALARS, AlertEvent, Record, RunInfo
+from tests.dashboards.records_factory import columns, event, info, record
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No account, no settings, and nothing written outside of the test's folder."""
+    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    yield
+    if wandb.run is not None:
+        wandb.run.finish()
+    wandb.teardown()
+
+
+class Recording:
+    """An offline run, read back by `wandb leet inspect`."""
+
+    def __init__(self, folder: Path) -> None:
+        (run,) = (folder / "wandb").glob("offline-run-*")
+        self.files = run / "files"
+        self.records = self._read(run)
+        self.rows = [r["history"]["item"] for r in self.records if r["type"] == "history"]
+        self.metrics = [r["metric"] for r in self.records if r["type"] == "metric"]
+        self.alerts = [r["alert"] for r in self.records if r["type"] == "alert"]
+        self.summary: dict[str, Any] = {}
+        for entry in (r["summary"] for r in self.records if r["type"] == "summary"):
+            self.summary |= entry.get("update", {})
+
+    @staticmethod
+    def _read(run: Path) -> list[dict[str, Any]]:
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def media(self, row: dict[str, Any], key: str) -> Path:
+        return self.files / str(row[f"{key}.path"])
+
+
+def write(logger: WandbLogger, about: RunInfo, *items: Record | AlertEvent) -> None:
+    """As the monitor does: opened here, the rest on another thread."""
+    logger.open(about)
+
+    def work() -> None:
+        for item in items:
+            if isinstance(item, Record):
+                logger.log(item)
+            else:
+                logger.alert(item)
+        logger.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_records_every_aggregate_over_the_training_step(tmp_path: Path) -> None:
+    records = [record(step) for step in (0, 10, 20)]
+    write(WandbLogger(dir=tmp_path, heads_table_every=0), info(), *records)
+    recording = Recording(tmp_path)
+    assert len(recording.rows) == 3
+    for row, rec in zip(recording.rows, records, strict=True):
+        expected = metrics(aggregate_layers(rec))
+        assert row["attention/step"] == rec.step
+        assert {name: row[name] for name in expected} == pytest.approx(expected)
+        assert row["attention/train/loss"] == pytest.approx(4.0 - rec.step / 100)
+        assert row["attention/open_alerts"] == 0
+    assert [row["_step"] for row in recording.rows] == [0, 1, 2]
+    assert {"glob_name": "attention/*", "step_metric": "attention/step"}.items() <= (
+        recording.metrics[1].items()
+    )
+
+
+def test_nulls_are_absent_and_nan_readings_stay(tmp_path: Path) -> None:
+    write(WandbLogger(dir=tmp_path, heads_table_every=0), info(), record(0, entropy=math.nan))
+    (row,) = Recording(tmp_path).rows
+    assert not [name for name in row if name.endswith(("floor_weights", "sigma_v", "update_sigma"))]
+    assert math.isnan(float(row["attention/layer_00/entropy_min"]))
+
+
+def test_summary_keeps_the_least_entropy_and_the_open_alerts(tmp_path: Path) -> None:
+    records = [record(s, entropy=e) for s, e in ((0, 2.0), (10, 0.5), (20, 1.0))]
+    write(WandbLogger(dir=tmp_path), info(), *records, event(step=20))
+    summary = Recording(tmp_path).summary
+    assert summary["attention/layer_00/entropy_min"] == {"min": 0.5, "last": 1.0}
+    assert summary["attention/all/max_logit"] == {"max": 5.0, "last": 5.0}
+    assert summary["attention/open_alerts"] == 1
+
+
+def test_heads_are_tables_now_and_then_and_at_the_end(tmp_path: Path) -> None:
+    records = [record(step) for step in range(4)]
+    write(WandbLogger(dir=tmp_path, heads_table_every=2), info(), *records)
+    recording = Recording(tmp_path)
+    tabled = [row for row in recording.rows if "attention/heads.path" in row]
+    assert [row["attention/step"] for row in tabled] == [0, 2, 3]
+    table = json.loads(recording.media(tabled[-1], "attention/heads").read_text())
+    assert tuple(table["columns"]) == HEADS.names
+    assert [row[0] for row in table["data"]] == [3] * 8
+    np.testing.assert_allclose(
+        [row[HEADS.names.index("entropy")] for row in table["data"]], records[3].heads["entropy"]
+    )
+    assert {row[HEADS.names.index("floor_weights")] for row in table["data"]} == {None}
+
+
+def test_heatmap_is_the_picture_of_the_shares(tmp_path: Path) -> None:
+    rec = record(5)
+    write(WandbLogger(dir=tmp_path), info(), rec)
+    recording = Recording(tmp_path)
+    with Image.open(recording.media(recording.rows[0], "attention/entropy_share")) as saved:
+        np.testing.assert_array_equal(np.asarray(saved), heatmap(share_grid(rec.heads).share))
+
+
+def test_alerts_are_sent_when_they_open_and_when_they_get_worse(tmp_path: Path) -> None:
+    write(
+        WandbLogger(dir=tmp_path),
+        info(),
+        record(10),
+        event(step=10),
+        event("updated", 20),
+        event("updated", 30, severity="severe"),
+        event("closed", 40, severity="severe"),
+    )
+    recording = Recording(tmp_path)
+    assert [(a["level"], a["title"]) for a in recording.alerts] == [
+        ("WARN", "[warning] Entropy collapse in blocks.0.attn"),
+        ("ERROR", "[severe] Entropy collapse in blocks.0.attn"),
+    ]
+    assert recording.alerts[0]["text"] == (
+        "Heads 0 and 2 fell to 4 % of their maximum.\n\nWhat to do: Lower the learning rate."
+    )
+    assert int(recording.alerts[0]["wait_duration"]) == 1000
+    table = json.loads(recording.media(recording.rows[-1], "attention/alerts").read_text())
+    row = dict(zip(table["columns"], table["data"][0], strict=True))
+    assert (row["opened"], row["closed"], row["severity"]) == (10, 40, "severe")
+    assert recording.summary["attention/open_alerts"] == 0
+
+
+def test_of_scalars_the_last_since_the_record_before_counts(tmp_path: Path) -> None:
+    rows = [{"step": s, "name": "lr", "value": float(s)} for s in (8, 9, 10)]
+    rec = Record(10, HEADS.empty(), scalars=columns(SCALARS, rows))
+    write(WandbLogger(dir=tmp_path), info(), rec)
+    (row,) = Recording(tmp_path).rows
+    assert (row["attention/step"], row["attention/train/lr"]) == (10, 10)
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_shares_a_run_under_way_and_leaves_it_open(tmp_path: Path, active: bool) -> None:
+    settings = wandb.Settings(console="off", silent=True)
+    run = wandb.init(mode="offline", dir=str(tmp_path), settings=settings)
+    run.log({"mine": 1}, step=500)
+    write(WandbLogger(None if active else run), info(), record(10))
+    run.log({"mine": 2}, step=501)
+    run.finish()
+    recording = Recording(tmp_path)
+    mine = [(row["_step"], row["mine"]) for row in recording.rows if "mine" in row]
+    assert mine[0] == (500, 1)
+    assert mine[-1][1] == 2
+    assert {row["attention/step"] for row in recording.rows if "attention/step" in row} == {10}
+    (config,) = (r["config"] for r in recording.records if r["type"] == "config")
+    assert "entropy_monitor" in json.dumps(config)
+
+
+def test_survives_a_run_that_its_owner_finished_first(tmp_path: Path) -> None:
+    settings = wandb.Settings(console="off", silent=True)
+    run = wandb.init(mode="offline", dir=str(tmp_path), settings=settings)
+    logger = WandbLogger(run)
+    logger.open(info())
+    logger.log(record(0))
+    logger.log(record(10))
+    run.finish()
+    logger.close()
+    assert len(Recording(tmp_path).rows) == 2
+
+
+def test_writes_nothing_to_the_console(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from entropy_monitor.dashboards import WandbLogger\n"
+        "from tests.dashboards.records_factory import info, record\n"
+        "logger = WandbLogger(dir=sys.argv[1])\n"
+        "logger.open(info()); logger.log(record(0)); logger.close(); logger.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    assert len(Recording(tmp_path).rows) == 1
+
+
+def test_only_rank_0_logs_and_closing_twice_does_nothing(tmp_path: Path) -> None:
+    logger = WandbLogger(dir=tmp_path / "w")
+    write(logger, info(rank=1), record(0), event())
+    logger.close()
+    assert not (tmp_path / "w").exists()
+    assert wandb.run is None
+
+
+def test_refuses_to_open_twice() -> None:
+    logger = WandbLogger(mode="disabled")
+    logger.open(info())
+    with pytest.raises(ConfigurationError, match="already open; give each monitor a logger of its own"):
+        logger.open(info())
+    logger.close()
+
+
+@pytest.mark.parametrize("option", ["heads_table_every", "heatmap_every"])
+def test_refuses_an_interval_that_is_none(option: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{option} is -1; give a whole number of records"):
+        WandbLogger(**{option: -1})  # type: ignore[arg-type]
+
+
+def test_titles_fit_and_keep_both_ends() -> None:
+    title = alert_title(event(title="Entropy collapse in " + "encoder.layers." * 9 + "11.self_attn").alert)
+    assert len(title) == 63
+    assert title.startswith("[warning] Entropy collapse in")
+    assert title.endswith(".11.self_attn")
+    assert alert_title(event(title="two\nlines").alert) == "[warning] two lines"

@@ -1,0 +1,80 @@
+"""The demonstration shows what it promises: a collapse is told, a sound run is left in peace."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from entropy_monitor import load_run
+from entropy_monitor.demo.digits import load_digits
+from entropy_monitor.demo.show import _fresh
+from tests.conftest import DEMO_STEPS, Demo
+
+pytestmark = pytest.mark.xdist_group("demo")
+
+
+def test_the_collapsing_run_is_told_and_the_sound_one_is_not(demo: Demo) -> None:
+    sound, too_fast = load_run(demo.folder / "sound"), load_run(demo.folder / "too-fast")
+    assert sound.alerts.empty
+    collapses = too_fast.alerts[too_fast.alerts["kind"] == "entropy_collapse"]
+    assert not collapses.empty
+    assert collapses["opened"].min() <= 60
+    assert not sound.problems
+    assert not too_fast.problems
+
+
+def test_the_first_layer_collapses_in_the_figures_themselves(demo: Demo) -> None:
+    heads = load_run(demo.folder / "too-fast").heads
+    last = heads[heads["step"] == heads["step"].max()]
+    share = (last["entropy"] / last["max_entropy"]).groupby(last["layer_index"]).mean()
+    assert share[0] <= 0.07
+    sound = load_run(demo.folder / "sound").heads
+    assert (sound["entropy"] / sound["max_entropy"]).min() > 0.5
+
+
+def test_every_measured_step_and_every_loss_is_kept(demo: Demo) -> None:
+    run = load_run(demo.folder / "too-fast")
+    assert sorted(run.heads["step"].unique()) == list(range(0, DEMO_STEPS, 10))
+    assert len(run.heads) == DEMO_STEPS // 10 * 6 * 4
+    assert list(run.loss.index) == list(range(DEMO_STEPS))
+    for column in ("floor_row", "floor_activation", "floor_weights", "sigma_qk"):
+        assert run.heads[column].notna().all(), column
+    assert run.layers.notna().all().all()
+
+
+def test_what_it_says_leads_to_what_it_wrote(demo: Demo) -> None:
+    assert "Attention entropy" in demo.output
+    assert "What to do:" in demo.output
+    assert "blocks.0.attn" in demo.output
+    page = re.search(r"report +(\S+report\.html)", demo.output)
+    assert page is not None
+    assert Path(page[1]).is_file()
+    for name in ("sound", "too-fast"):
+        assert list((demo.folder / name / "tensorboard").glob("events.*"))
+        assert list((demo.folder / name / "wandb").glob("wandb/offline-run-*/*.wandb"))
+        assert name in demo.output
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
+    taken = tmp_path / "demo"
+    taken.mkdir()
+    assert _fresh(taken) == tmp_path / "demo-2"
+    assert _fresh(taken) == tmp_path / "demo-3"
+
+
+def test_digits_are_cut_into_patches() -> None:
+    from sklearn import datasets
+
+    digits = load_digits()
+    assert digits.train_x.shape == (1437, 16, 4)
+    images = torch.tensor(datasets.load_digits(return_X_y=True)[0], dtype=torch.float64) / 16
+    images = ((images - images.mean()) / images.std()).view(-1, 8, 8)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    image = images[order[5]]
+    for row in range(4):
+        for column in range(4):
+            patch = image[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten()
+            torch.testing.assert_close(digits.train_x[5, 4 * row + column].double(), patch, rtol=1e-5, atol=1e-6)
