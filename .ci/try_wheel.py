@@ -1,4 +1,4 @@
-"""Imports the installed package and measures a model with it; the argument is the checkout that must not be used."""
+"""Imports the installed package and measures a model; the argument is the checkout that must not be used."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Draws the picture of the README from the demonstration's runs: `python benchmarks/collapse_figure.py runs/demo`."""
+"""Draws the picture of the README from the demonstration's runs.
+
+`python benchmarks/collapse_figure.py runs/demo`
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What watching costs: whole training steps, plain and watched, interleaved in one process.
 
-`python benchmarks/overhead.py`. Prints the median time of a step relative to the plain one: of a measured step, of a step
-between measurements, and of the default run (a measured step in every 10); `plain again` is the noise of the machine.
+`python benchmarks/overhead.py`. Prints the median time of a step relative to the plain one: of a measured
+step, of a step between measurements, and of the default run (a measured step in every 10); `plain again` is
+the noise of the machine.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, t, d))
+        return self.out(
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, t, d)
+        )
 
 
 class Block(nn.Module):
@@ -125,7 +128,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     names = ["smoke"] if options.smoke else ["S1", "S2"]
-    print(f"torch {torch.__version__}, {options.threads} threads; a plain step = 1, medians of {options.rounds}")
+    print(
+        f"torch {torch.__version__}, {options.threads} threads; a plain step = 1, medians of {options.rounds}"
+    )
     for name in names:
         for rows in (32, "all"):
             ratios = run(SHAPES[name], options.rounds, rows)

@@ -40,15 +40,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"entropy-monitor {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
 
-    demo = commands.add_parser("demo", help="train a small model twice, soundly and too fast, and watch it collapse")
-    demo.add_argument("-o", "--out", type=Path, default=Path("runs/demo"), help="folder for all that it writes")
+    demo = commands.add_parser("demo", help="train a small model soundly and too fast, and watch it collapse")
+    demo.add_argument("-o", "--out", type=Path, default=Path("runs/demo"), help="folder for what it writes")
     demo.add_argument("--steps", type=_positive, default=500, help="updates of each run (default 500)")
     demo.add_argument("--seed", type=int, default=0, help="of weights and batches")
     demo.set_defaults(run=_demo)
 
     report = commands.add_parser("report", help="write one HTML page about one or more runs")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
-    report.add_argument("-o", "--out", type=Path, default=Path("report.html"), help="the page (default report.html)")
+    report.add_argument(
+        "-o", "--out", type=Path, default="report.html", help="the page (default report.html)"
+    )
     report.add_argument("--force", action="store_true", help="replace the page if it exists")
     report.set_defaults(run=_report)
 
@@ -112,8 +114,9 @@ def _check(options: argparse.Namespace) -> int:
         for problem in run.problems:
             print(f"problem: {problem}")
         for alert, still in zip(alerts, is_open, strict=True):
-            state = f"open since step {alert['opened']}" if still else f"steps {alert['opened']}–{alert['closed']}"
-            print(f"[{alert['severity']}] {alert['title']} ({state})\n    {alert['advice']}")
+            ended = "still open" if still else f"closed at {alert['closed']}"
+            print(f"[{alert['severity']}] {alert['title']} (opened at step {alert['opened']}, {ended})")
+            print(f"    {alert['advice']}")
         if not alerts:
             print("no alert")
     return 1 if fails else 0

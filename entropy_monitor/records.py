@@ -1,9 +1,9 @@
 """The tables that everything passes on: their columns, units and dtypes, in one place.
 
-A measured training step is one `Record`. Its `heads` and `layers` are columnar: a dict from column name to a
-one-dimensional numpy array (`float32`, `int64`) or, for text columns, a list of `str`; all columns of a table
-have the same length. In a nullable column NaN means "not known" and is written as null; in a column that is not
-nullable NaN is a reading (the attention itself was not finite).
+A measured training step is one `Record`. Its `heads` and `layers` are columnar: a dict from column name to
+a one-dimensional numpy array (`float32`, `int64`) or, for text columns, a list of `str`; all columns of a
+table have the same length. In a nullable column NaN means "not known" and is written as null; in a column
+that is not nullable NaN is a reading (the attention itself was not finite).
 
 Entropies are in nats.
 """
@@ -121,7 +121,7 @@ TABLES = (HEADS, LAYERS, SCALARS)
 
 @dataclass(frozen=True)
 class Record:
-    """What one measured step left: its rows of `heads` and `layers`, and all scalars since the last record."""
+    """What one measured step left: its rows of the tables, and all scalars since the last record."""
 
     step: int
     heads: Columns
@@ -149,7 +149,7 @@ class Alert:
         title: one line: what, where.
         message: what a person reads: which layer and heads, how far, since when, what drives it.
         advice: what to do about it.
-        evidence: figures (float), and `map`, the worst head's attention map (rows of floats, at most 64 × 64).
+        evidence: figures (float), and `map`, the worst head's attention map: rows of floats, at most 64 × 64.
     """
 
     id: str
@@ -183,10 +183,10 @@ class RunInfo:
     """What ran: handed to every logger before the first step, and kept as `run.json`.
 
     Attributes:
-        model: class name, parameter names and shapes of the model: `{"class": …, "parameters": {name: [..]}}`.
+        model: class name, parameter names and shapes: `{"class": …, "parameters": {name: [..]}}`.
         options: the monitor's options as given and as resolved.
         versions: of Python, torch and this package.
-        plan: per layer, what is measured and how (source, heads, projections); filled after the first forward.
+        plan: per layer, what is measured and how (source, heads, projections).
         run_dir: where the run is kept, None when it is not.
         session: nth process start of this run, from 0.
         rank: of this process.
@@ -202,7 +202,7 @@ class RunInfo:
 
 
 class Sink:
-    """Where records go: a TensorBoard or W&B logger, a file, a user's own. Subclass and override what you need.
+    """Where records go: a TensorBoard or W&B logger, a file, a user's own. Override what you need.
 
     Called from one background thread, in order; what raises is reported once and switches this sink off, and
     training never sees it. Only `open` runs before training, on the caller's thread, and may raise.

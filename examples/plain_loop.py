@@ -25,7 +25,9 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(256, width)
         self.places = nn.Embedding(CONTEXT, width)
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.1, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.1, batch_first=True, norm_first=True
+        )
         self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.logits = nn.Linear(width, 256)
 
@@ -46,6 +48,7 @@ def batches(size: int, steps: int) -> list[Tensor]:
 
 
 def main() -> None:
+    """Train, and show what the run left."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/plain-loop"))

@@ -29,9 +29,11 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """The demonstration, shortened, run as a user would; tests that use it belong to the xdist group `demo`."""
+    """The demonstration, shortened, run as a user would; its users belong to the xdist group `demo`."""
     folder = tmp_path_factory.mktemp("demo") / "out"
-    command = [sys.executable, "-m", "entropy_monitor.cli", "demo", "-o", str(folder), "--steps", str(DEMO_STEPS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    command = ["-m", "entropy_monitor.cli", "demo", "-o", str(folder), "--steps", str(DEMO_STEPS)]
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return Demo(folder, done.stdout)

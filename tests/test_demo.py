@@ -77,4 +77,5 @@ def test_digits_are_cut_into_patches() -> None:
     for row in range(4):
         for column in range(4):
             patch = image[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten()
-            torch.testing.assert_close(digits.train_x[5, 4 * row + column].double(), patch, rtol=1e-5, atol=1e-6)
+            ours = digits.train_x[5, 4 * row + column].double()
+            torch.testing.assert_close(ours, patch, rtol=1e-5, atol=1e-6)

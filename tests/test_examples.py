@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*command: str) -> str:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600, check=False)
+    everything = [sys.executable, *command]
+    done = subprocess.run(everything, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

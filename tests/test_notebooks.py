@@ -30,7 +30,7 @@ def test_it_runs(path: Path, name: str, demo: Demo, monkeypatch: pytest.MonkeyPa
     assert ("What to do:" in text) == (name == "too-fast")
     if name == "sound":
         assert "No alert" in text
-    assert not any(o.get("name") == "stderr" for o in outputs), [o for o in outputs if o.get("name") == "stderr"]
+    assert not [o["text"] for o in outputs if o.get("name") == "stderr"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -96,7 +96,7 @@ def train(
             batch = torch.randint(0, len(digits.train_x), (BATCH,))
             loss = F.cross_entropy(model(digits.train_x[batch]), digits.train_y[batch])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             report = monitor.step(loss, scalars={"learning_rate": schedule.get_last_lr()[0]})
             schedule.step()
@@ -110,4 +110,4 @@ def train(
 @torch.no_grad()
 def _accuracy(model: nn.Module, digits: Digits) -> float:
     model.eval()
-    return (model(digits.test_x).argmax(-1) == digits.test_y).float().mean().item()
+    return float((model(digits.test_x).argmax(-1) == digits.test_y).float().mean())

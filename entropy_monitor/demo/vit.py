@@ -22,10 +22,12 @@ class Attention(nn.Module):
         """`[B, T, width]` to `[B, T, width]`."""
         b, t, width = x.shape
         q, k, v = (
-            layer(x).view(b, t, self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value)
+            layer(x).view(b, t, self.heads, -1).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
         )
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.out(y.transpose(1, 2).reshape(b, t, width))
+        out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, width))
+        return out
 
 
 class Block(nn.Module):
@@ -41,7 +43,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, width]` to `[B, T, width]`."""
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class VisionTransformer(nn.Module):
@@ -71,4 +74,5 @@ class VisionTransformer(nn.Module):
         x = self.embed(patches) + self.position
         for block in self.blocks:
             x = block(x)
-        return self.classify(self.norm(x).mean(1))
+        out: Tensor = self.classify(self.norm(x).mean(1))
+        return out
