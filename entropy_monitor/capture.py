@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError
 from entropy_monitor.guard import Guard
-from entropy_monitor.hooks import Recorder, Sightings, Watcher
+from entropy_monitor.hooks import Recorder, Sightings, Watcher, is_compiled, module_names
 from entropy_monitor.recording import head_columns, to_host
 from entropy_monitor.records import HEADS
 
@@ -125,23 +127,37 @@ def measure(
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back the model's buffers and every random state that a forward may move."""
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    """Put back the model's buffers and modes, and every random state that a forward may move."""
+    modules = [(module, dict(module._buffers), module.training) for module in model.modules()]
+    values = {b: b.detach().clone() for _, kept, _ in modules for b in kept.values() if b is not None}
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the state that models draw from
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers and buffer.shape == buffers[name].shape:
-                    buffer.copy_(buffers[name])
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        for module, buffers, training in modules:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            module.training = training
+        for buffer, value in values.items():
+            if not torch.equal(buffer, value):  # a graph of the user's may hold those that did not change
+                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                    buffer.copy_(value)
 
 
 def not_found(model: nn.Module, sightings: Sightings) -> str:
     """Why no attention was found, and how to name it by hand."""
     kind = type(model).__name__
-    if sightings.forwards == 0:
+    compiled = [name for module, name in module_names(model).items() if is_compiled(module)]
+    if compiled:
+        reason = (
+            f"{', '.join(compiled[:5])} is compiled, and attention inside torch.compile cannot be read; "
+            "give the original module"
+        )
+    elif sightings.forwards == 0:
         reason = "no forward of this model ran"
     elif sightings.skipped and sum(sightings.skipped.values()) == sightings.forwards:
         parts = ", ".join(f"{count} {why}" for why, count in sightings.skipped.items())
@@ -175,8 +191,6 @@ def check_rows(rows: object) -> None:
 
 def check_owners(model: nn.Module, owners: Sequence[str]) -> None:
     """Raise unless every pattern names a module of the model."""
-    from entropy_monitor.hooks import module_names
-
     if isinstance(owners, str):
         raise ConfigurationError(f"owners must be a list of name patterns, got the text {owners!r}")
     names = list(module_names(model).values())

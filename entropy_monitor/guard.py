@@ -14,10 +14,13 @@ logger = logging.getLogger("entropy_monitor")
 
 
 class Guard:
-    """Runs parts of the monitor; what raises is logged once, counted, and may switch that part off.
+    """Runs parts of the monitor; what raises is logged once, counted, and after a while switched off.
+
+    Args:
+        strict: let errors through (outside training: `measure`, `capture`, construction).
+        patience: failures after which a part is not tried any more.
 
     Attributes:
-        strict: let errors through (outside training: `measure`, `capture`, construction).
         faults: how often each part failed.
     """
 
@@ -36,7 +39,7 @@ class Guard:
             return None
         try:
             return call(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001  nothing of ours may reach the training loop
+        except Exception as error:  # nothing of ours may reach the training loop
             if self.strict:
                 raise
             self._note(part, error)
@@ -46,11 +49,10 @@ class Guard:
         self.faults[part] += 1
         if self.faults[part] == 1:
             logger.warning(
-                "entropy-monitor: %s failed and its figures are missing; training goes on. %s: %s",
+                "entropy-monitor: %s failed; training goes on without it. It is switched off %s. %s: %s",
                 part,
+                "now" if self._patience == 1 else f"after {self._patience} failures",
                 type(error).__name__,
                 error,
                 exc_info=error,
             )
-        elif self.is_off(part):
-            logger.warning("entropy-monitor: %s failed again and is switched off", part)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -16,61 +16,52 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from entropy_monitor import options as opt
+from entropy_monitor.alerting import Alerting
 from entropy_monitor.analyzer import Analyzer, Thresholds
-from entropy_monitor.capture import check_model, check_owners, check_rows, not_found
-from entropy_monitor.delivery import Delivery
+from entropy_monitor.capture import check_model, check_rows, not_found
+from entropy_monitor.delivery import Delivery, open_sinks
 from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Harvest, Recorder, Watcher, WeightWatcher
-from entropy_monitor.records import Alert, AlertEvent, Record, RunInfo, Sink
-from entropy_monitor.scalars import Number, ScalarLog, check_scalars
-from entropy_monitor.store import RunWriter, check_run_dir
-from entropy_monitor.transfer import Transfer, pack
+from entropy_monitor.hooks.weights import UPDATE_FIGURES
+from entropy_monitor.pipeline import Pipeline
+from entropy_monitor.records import Alert, RunInfo, Sink
+from entropy_monitor.scalars import Number, check_scalars
+from entropy_monitor.schedule import Schedule
+from entropy_monitor.step_report import StepReport
+from entropy_monitor.store import RunWriter, next_session
 
-logger = logging.getLogger("entropy_monitor")
+__all__ = ["EntropyMonitor", "StepReport"]
 
-_SEVERITIES = ("info", "warning", "severe")
 _STATE_VERSION = 1
+_STORE_CAPACITY = 65_536  # records and alerts that may wait for the disk
+_SINK_CAPACITY = 1_024  # and for a logger
+_ENDING = "ending a step"
 
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one `step()` brought.
-
-    Attributes:
-        step: the training step that ended.
-        measured: whether its forward was measured.
-        events: alerts that opened, changed or closed. On an accelerator they may come one `step()` late;
-            each says at which step it was measured.
-    """
-
-    step: int
-    measured: bool
-    events: tuple[AlertEvent, ...] = ()
-
-    @property
-    def alerts(self) -> tuple[Alert, ...]:
-        """The alerts that opened."""
-        return tuple(e.alert for e in self.events if e.event == "opened")
+_open: weakref.WeakSet[EntropyMonitor] = weakref.WeakSet()
 
 
 class EntropyMonitor:
     """Watches the attention of a model in training.
 
     Call `step(loss)` once after every `optimizer.step()`. Every `every` steps the training's own forward is
-    measured; nothing is added to other steps. After the first `step()` nothing raises: what fails is logged once
-    and left out.
+    measured; nothing is added to other steps. Forwards in eval mode or without gradients are left out. After
+    the first `step()` nothing raises: what fails is logged once, counted in `faults` and left out.
+
+    In distributed training every rank measures and stores what it holds; loggers and `on_alert` are rank 0's.
 
     Args:
         model: the model that is trained.
-        optimizer: its optimizer (or a list), for gradients and updates of the attention weights; without it those
-            columns are null.
-        run_dir: where the run is kept; None makes a fresh directory below `runs/`. One that holds a run of the
-            same model is continued.
+        optimizer: its optimizer (or a list), for gradients and updates of the attention weights; without it
+            those columns are null.
+        run_dir: where the run is kept; None makes a fresh directory below `runs/`. One that holds a run of
+            the same model is continued.
         every: steps between measurements.
-        rows: query rows to read of each sequence, evenly spaced, in places that change with the step; or "all".
-        loggers: sinks such as `TensorBoardLogger` and `WandbLogger`.
-        on_alert: called with each alert that opens or becomes more severe, for example `print`.
+        rows: query rows to read of each sequence, evenly spaced, in places that change with the step; or
+            "all".
+        loggers: sinks such as `TensorBoardLogger` and `WandbLogger`, each served by a thread of its own.
+        on_alert: called with each alert that opens or becomes more severe, for example `print`; called within
+            `step()`, so it should be quick.
         thresholds: of the analyzer.
         owners: name patterns (`blocks.*.attn`) of modules in which any softmax counts as attention.
         example_inputs: inputs of one forward, to find the attention now and not in the first training step:
@@ -78,8 +69,8 @@ class EntropyMonitor:
 
     Raises:
         ConfigurationError: an argument is not usable.
-        AttentionNotFoundError: the model has no attention that can be seen; from `step()` where only the first
-            forward can tell.
+        AttentionNotFoundError: the model has no attention that can be seen; from `step()` where only the
+            first forward can tell.
         RunDirectoryError: `run_dir` cannot be used.
 
     Example:
@@ -92,6 +83,8 @@ class EntropyMonitor:
         ...     monitor.step(loss)
         >>> monitor.close()
     """
+
+    _closed = True  # until everything is in place
 
     def __init__(
         self,
@@ -112,52 +105,46 @@ class EntropyMonitor:
         check_rows(rows)
         sinks = opt.check_sinks(loggers)
         optimizers = opt.check_optimizers(optimizer, model)
-        if on_alert is not None and not callable(on_alert):
-            raise ConfigurationError(f"on_alert must be callable, such as print, got {on_alert!r}")
-        check_owners(model, owners)
-        if example_inputs is None:
-            opt.check_structure(model, owners)
-        else:
-            _probe(model, example_inputs, owners)
-        self.run_dir = opt.resolve_run_dir(None if run_dir is None else Path(run_dir), model)
-        check_run_dir(self.run_dir, opt.describe_model(model))
+        opt.check_on_alert(on_alert)
+        limits = opt.check_thresholds(thresholds)
+        opt.check_attention(model, owners, example_inputs)
+        description = opt.describe_model(model)
+        self.run_dir = opt.check_run_path(run_dir, model, description)
+        rank = opt.rank()
+        if rank > 0:
+            sinks, on_alert = (), None
 
         self._model = model
-        self._every = every
-        self._on_alert = on_alert
         self._guard = Guard()
-        self._analyzer = Analyzer(thresholds or Thresholds())
+        self._schedule = Schedule(every)
         self._recorder = Recorder(rows, keep_evidence=True)
         self._watcher = Watcher(model, self._recorder, self._guard, owners=owners, training_only=True)
-        self._weights = WeightWatcher(optimizers, self._recorder.layers, self._guard)
-        self._scalars = ScalarLog()
-        self._transfer = Transfer()
-        self._severity: dict[str, int] = {}
-        self._step = 0
+        self._alerting = Alerting(Analyzer(limits), self._guard, on_alert)
         self._confirmed = False
-        self._closed = False
         self._pid = os.getpid()
 
-        self._store = RunWriter(self.run_dir, rank=_rank())
+        # What may fail comes last, and the store last of it: an error leaves no run behind.
+        self._store = RunWriter(self.run_dir, rank=rank)
         info = RunInfo(
-            model=opt.describe_model(model),
+            model=description,
             options={"every": every, "rows": rows, "owners": list(owners)},
             versions=opt.versions(),
             run_dir=str(self.run_dir),
-            rank=_rank(),
+            session=next_session(self.run_dir, description, rank),
+            rank=rank,
         )
-        try:
-            self._delivery = Delivery(_opened(info, self._store, sinks))
-        except BaseException:
-            self._weights.close()
-            raise
-        atexit.register(self.close)
+        open_sinks(info, (*sinks, self._store))
+        self._delivery = Delivery([(self._store, _STORE_CAPACITY), *((s, _SINK_CAPACITY) for s in sinks)])
+        self._pipeline = Pipeline(self._alerting, self._delivery, self._guard)
+        self._weights = WeightWatcher(optimizers, self._recorder.layers, self._guard)
+        self._closed = False
+        _open.add(self)
         self._arm()
 
     @property
     def open_alerts(self) -> tuple[Alert, ...]:
         """The alerts that are open now."""
-        return self._analyzer.open_alerts
+        return self._alerting.open_alerts
 
     @property
     def faults(self) -> dict[str, int]:
@@ -179,7 +166,7 @@ class EntropyMonitor:
         """End a training step; call after `optimizer.step()`.
 
         Args:
-            loss: the step's loss; a tensor stays on its device until the next copy.
+            loss: the step's loss; on an accelerator it stays there until the next copy.
             step: the step's number; counted from 0 by default.
             scalars: more numbers to keep, by name.
 
@@ -188,42 +175,41 @@ class EntropyMonitor:
 
         Raises:
             AttentionNotFoundError: in the first call, where no attention was seen in the step's forward.
-            ConfigurationError: in the first call, where loss or scalars are not numbers.
+            ConfigurationError: in the first call, where an argument is not usable.
         """
-        now = self._step if step is None else step
-        if self._closed:
-            return StepReport(now, False)
+        if self._closed or os.getpid() != self._pid:  # a forked worker has no threads to deliver with
+            return StepReport(self._schedule.next if step is None else step, False)
         if not self._confirmed:
-            self._confirm(loss, scalars)
-        measured = self._watcher.armed and not self._recorder.is_empty
-        report = self._guard.run("step", self._finish_step, now, loss, scalars, measured)
-        self._step = now + 1
-        if self._step % self._every == 0 or (self._watcher.armed and not measured):
-            self._guard.run("step", self._arm)
-        return report or StepReport(now, False)
+            self._confirm(loss, step, scalars)
+        report = self._guard.run(_ENDING, self._end_step, loss, step, scalars)
+        if report is None and self._guard.is_off(_ENDING):
+            self._let_go()
+        return report or StepReport(self._schedule.next if step is None else step, False)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to go on as if never stopped: JSON-able."""
-        self._receive(wait=True)
-        return {"version": _STATE_VERSION, "step": self._step, "analyzer": self._analyzer.state_dict()}
+        """What a checkpoint must hold to go on as if never stopped: JSON-able. Waits for the device."""
+        state = self._pipeline.state_dict()
+        return {"version": _STATE_VERSION, "schedule": self._schedule.state_dict(), **state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`; call before the first forward.
 
         Raises:
-            ConfigurationError: the state is not one of this package's version.
+            ConfigurationError: this is no state of a monitor, or one of another version.
         """
-        if state.get("version") != _STATE_VERSION:
+        if not isinstance(state, Mapping) or state.get("version") != _STATE_VERSION:
+            version = state.get("version") if isinstance(state, Mapping) else None
             raise ConfigurationError(
-                f"this monitor state has version {state.get('version')!r}, this package reads {_STATE_VERSION}"
+                f"state is none that this package reads: its version is {version!r}, not {_STATE_VERSION}. "
+                "Load what EntropyMonitor.state_dict() gave, or start without it"
             )
-        self._analyzer.load_state_dict(state["analyzer"])
-        self._severity = {a.id: _SEVERITIES.index(a.severity) for a in self._analyzer.open_alerts}
-        self._step = int(state["step"])
-        self._arm()
+        self._pipeline.load_state_dict(state)
+        self._schedule.load_state_dict(state["schedule"])
+        if not self._closed:
+            self._arm()
 
     def close(self, timeout: float = 30.0) -> None:
-        """Deliver what is left and leave the model as it was. Safe to call twice.
+        """Deliver what is left and leave model and optimizer as they were. Safe to call twice.
 
         Args:
             timeout: seconds to wait for the sinks.
@@ -231,12 +217,9 @@ class EntropyMonitor:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        self._watcher.disarm()
-        self._weights.close()
-        self._guard.run("close", self._receive, wait=True)
-        self._guard.run("close", self._send_left_scalars)
-        self._delivery.close(timeout)
-        atexit.unregister(self.close)
+        _open.discard(self)
+        self._let_go()
+        self._guard.run("closing", self._pipeline.close, timeout)
 
     def __enter__(self) -> EntropyMonitor:
         return self
@@ -249,129 +232,67 @@ class EntropyMonitor:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self.close()
+
     def _arm(self) -> None:
         """Measure the next forward."""
-        self._recorder.begin(self._step)
-        self._weights.forget()
-        self._weights.armed = True
+        self._recorder.begin(self._schedule.next)
+        self._weights.arm()
         self._watcher.arm()
 
-    def _confirm(self, loss: Number | None, scalars: Mapping[str, Number] | None) -> None:
+    def _let_go(self) -> None:
+        """Leave model and optimizer as they were."""
+        self._guard.run("leaving the model", self._watcher.disarm)
+        self._guard.run("leaving the optimizer", self._weights.close)
+        self._guard.run("forgetting figures", self._recorder.begin, self._schedule.next)
+
+    def _confirm(self, loss: object, step: object, scalars: object) -> None:
         """The last moment at which a mistake may raise."""
         check_scalars(loss, scalars)
+        opt.check_step(step)
         if self._recorder.is_empty:
-            sightings = self._watcher.sightings
+            faults = dict(self._guard.faults)
             self.close()
-            raise AttentionNotFoundError(not_found(self._model, sightings))
-        self._confirmed = True
-        self._guard.run("describing the run", self._store.describe, self._plan())
-
-    def _plan(self) -> dict[str, Any]:
-        return {
-            name: {
-                "layer_index": parts.index,
-                "heads": parts.heads,
-                "source": parts.source,
-                "projections": dict(parts.projections),
-            }
-            for name, parts in self._recorder.layers.items()
-        }
-
-    def _finish_step(
-        self,
-        now: int,
-        loss: Number | None,
-        scalars: Mapping[str, Number] | None,
-        measured: bool,
-    ) -> StepReport:
-        self._scalars.add(now, loss, scalars)
-        if measured:
-            self._watcher.disarm()
-            self._weights.armed = False
-            harvest = replace(self._recorder.harvest(), step=now)
-            device = harvest.figures.device
-            updates = torch.stack([self._weights.figures(name, device) for name, _ in harvest.layers])
-            self._transfer.send(pack(harvest, updates, self._scalars))
-            self._weights.forget()
-        return StepReport(now, measured, tuple(self._receive()))
-
-    def _receive(self, wait: bool = False) -> list[AlertEvent]:
-        """Analyse and pass on what has arrived from the device."""
-        events: list[AlertEvent] = []
-        for harvest, record in self._transfer.receive(wait):
-            self._delivery.send(record)
-            found = self._guard.run("analysing", self._analyzer.update, record) or []
-            for event in found:
-                event = self._guard.run("keeping an attention map", self._with_map, event, harvest) or event
-                self._delivery.send(event)
-                self._tell(event)
-                events.append(event)
-        return events
-
-    def _with_map(self, event: AlertEvent, harvest: Harvest) -> AlertEvent:
-        """The event with the attention map of its worst head, pooled."""
-        evidence = event.alert.evidence
-        maps = harvest.maps.get((event.alert.layer, evidence.get("call", 0)))
-        if event.event == "closed" or maps is None or "worst_head" not in evidence or "map" in evidence:
-            return event
-        picture = maps[evidence["worst_head"]].float().cpu()
-        alert = self._analyzer.attach(event.alert.id, map=_rounded(picture))
-        return replace(event, alert=alert)
-
-    def _tell(self, event: AlertEvent) -> None:
-        """Call `on_alert` when an alert opens or gets worse."""
-        now = _SEVERITIES.index(event.alert.severity)
-        before = self._severity.get(event.alert.id, -1)
-        self._severity[event.alert.id] = max(now, before)
-        if self._on_alert is not None and event.event != "closed" and now > before:
-            self._guard.run("on_alert", self._on_alert, event.alert)
-
-    def _send_left_scalars(self) -> None:
-        """Scalars of the steps after the last measured one go into the store without heads."""
-        if len(self._scalars):
-            from entropy_monitor.records import HEADS
-            from entropy_monitor.scalars import scalar_columns
-
-            rows, values = self._scalars.take(torch.device("cpu"))
-            self._delivery.send(
-                Record(rows[-1][0], HEADS.empty(), scalars=scalar_columns(rows, values.numpy()))
+            text = not_found(self._model, self._watcher.sightings)
+            raise AttentionNotFoundError(
+                f"{text}\nReading failed ({faults}); the log says why." if faults else text
             )
+        self._confirmed = True
+        # The store's thread writes it: a slow disk must not hold up training.
+        self._delivery.call(
+            self._store, partial(self._store.describe, opt.describe_layers(self._recorder.layers))
+        )
+
+    def _end_step(
+        self, loss: Number | None, step: int | None, scalars: Mapping[str, Number] | None
+    ) -> StepReport:
+        now = self._schedule.number(step)
+        self._pipeline.keep(now, loss, scalars)
+        measured = self._watcher.armed and self._schedule.due and not self._recorder.is_empty
+        if measured:
+            self._guard.run("gathering figures", self._send_figures, now)
+        self._schedule.end(now, measured)
+        if self._schedule.due:
+            self._arm()
+        elif self._watcher.armed:
+            self._watcher.disarm()
+            self._weights.disarm()
+        self._pipeline.receive()
+        return StepReport(now, measured, self._pipeline.take_events())
+
+    def _send_figures(self, now: int) -> None:
+        harvest = replace(self._recorder.harvest(), step=now)
+        updates = self._guard.run("reading updates", self._updates, harvest)
+        if updates is None:
+            updates = torch.full((len(harvest.layers), len(UPDATE_FIGURES)), torch.nan)
+        self._pipeline.send(now, harvest, updates)
+
+    def _updates(self, harvest: Harvest) -> Tensor:
+        return self._weights.figures([name for name, _ in harvest.layers], harvest.figures.device)
 
 
-def _rounded(picture: Tensor) -> list[list[float]]:
-    return [[round(float(x), 4) for x in row] for row in picture.tolist()]
-
-
-def _probe(
-    model: nn.Module, example_inputs: tuple[Any, ...] | Mapping[str, Any], owners: Sequence[str]
-) -> None:
-    """Find the attention in one forward without gradients; the model is as before afterwards."""
-    from entropy_monitor.capture import measure
-
-    if isinstance(example_inputs, Mapping):
-        measure(model, rows=1, owners=owners, **example_inputs)
-    else:
-        inputs = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-        measure(model, *inputs, rows=1, owners=owners)
-
-
-def _opened(info: RunInfo, store: RunWriter, sinks: Sequence[Sink]) -> list[Sink]:
-    """Open every sink; if one cannot work, close those before it and say so."""
-    opened: list[Sink] = []
-    try:
-        store.open(info)
-        opened.append(store)
-        info = replace(info, session=store.session or 0)
-        for sink in sinks:
-            sink.open(info)
-            opened.append(sink)
-    except BaseException:
-        for sink in opened:
-            sink.close()
-        raise
-    return opened
-
-
-def _rank() -> int:
-    distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+@atexit.register
+def _close_all() -> None:
+    for monitor in list(_open):
+        monitor.close()

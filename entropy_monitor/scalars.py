@@ -2,78 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.records import Array, Columns
+from entropy_monitor.records import SCALARS, Array, Columns
 
-ScalarRow = tuple[int, str]
-Number = float | int | Tensor
+Number = float | int | np.number[Any] | Array | Tensor
+
+
+@dataclass(frozen=True)
+class ScalarBatch:
+    """Scalars in the order in which they were given.
+
+    Attributes:
+        rows: step and name of each.
+        values: a number, or a tensor of one element that is still on an accelerator.
+    """
+
+    rows: tuple[tuple[int, str], ...] = ()
+    values: tuple[float | Tensor, ...] = ()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The values that are still on an accelerator, in order."""
+        return [v for v in self.values if isinstance(v, Tensor)]
+
+    def columns(self, fetched: Sequence[float]) -> Columns:
+        """The rows of `scalars`.
+
+        Args:
+            fetched: what `tensors` hold.
+        """
+        if not self.rows:
+            return SCALARS.empty()
+        rest = iter(fetched)
+        values = [next(rest) if isinstance(v, Tensor) else v for v in self.values]
+        return {
+            "step": np.array([step for step, _ in self.rows], dtype=np.int64),
+            "name": [name for _, name in self.rows],
+            "value": np.array(values, dtype=np.float64),
+        }
 
 
 class ScalarLog:
-    """Scalars since the last measured step."""
+    """Scalars since they were last taken."""
 
     def __init__(self) -> None:
-        self._rows: list[ScalarRow] = []
-        self._values: list[Number] = []
+        self._rows: list[tuple[int, str]] = []
+        self._values: list[float | Tensor] = []
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def add(self, step: int, loss: Number | None, scalars: Mapping[str, Number] | None) -> None:
-        """Keep a step's scalars; tensors are copied on their device, so that reuse of their memory is harmless."""
-        named = {} if loss is None else {"loss": loss}
-        for name, value in {**named, **(scalars or {})}.items():
+        """Keep a step's scalars, the loss first; their graphs are not kept, and no device is waited for.
+
+        Raises:
+            ConfigurationError: one is no number; none of this step is kept.
+        """
+        check_scalars(loss, scalars)
+        for name, value in _named(loss, scalars).items():
+            self._values.append(_kept(value))
             self._rows.append((step, name))
-            self._values.append(value.detach().clone() if isinstance(value, Tensor) else float(value))
 
-    def take(self, device: torch.device) -> tuple[tuple[ScalarRow, ...], Tensor]:
-        """All rows, and their values as one tensor on `device`; empties the log."""
-        rows, values = tuple(self._rows), self._values
+    def take(self) -> ScalarBatch:
+        """All that were added; empties the log."""
+        batch = ScalarBatch(tuple(self._rows), tuple(self._values))
         self._rows, self._values = [], []
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        tensors = [v.to(device, dtype).reshape(()) for v in values if isinstance(v, Tensor)]
-        numbers = torch.tensor([v for v in values if not isinstance(v, Tensor)], dtype=dtype)
-        if not tensors:
-            return rows, numbers.to(device, non_blocking=True)
-        on_device = torch.stack(tensors)
-        if not len(numbers):
-            return rows, on_device
-        # Tensors first, then numbers: one copy of each kind, whatever the order in which they came.
-        is_tensor = [isinstance(v, Tensor) for v in values]
-        order = sorted(range(len(values)), key=lambda i: not is_tensor[i])
-        joined = torch.cat([on_device, numbers.to(device, non_blocking=True)])
-        return tuple(rows[i] for i in order), joined
+        return batch
 
+    def state_dict(self) -> list[list[Any]]:
+        """Step, name and value of each, JSON-able; waits for accelerators."""
+        values = [float(v) for v in self._values]
+        return [[step, name, repr(v)] for (step, name), v in zip(self._rows, values, strict=True)]
 
-def scalar_columns(rows: Sequence[ScalarRow], values: Array) -> Columns:
-    """The rows of `scalars`."""
-    return {
-        "step": np.array([step for step, _ in rows], dtype=np.int64),
-        "name": [name for _, name in rows],
-        "value": values.astype(np.float64),
-    }
+    def load_state_dict(self, state: Iterable[Sequence[Any]]) -> None:
+        """Take over what `state_dict` gave."""
+        entries = list(state)
+        self._rows = [(int(step), str(name)) for step, name, _ in entries]
+        self._values = [float(value) for *_, value in entries]
 
 
 def check_scalars(loss: object, scalars: object) -> None:
-    """Raise unless the loss and the scalars are single numbers."""
-    named: dict[str, object] = {} if loss is None else {"loss": loss}
-    if scalars is not None:
-        if not isinstance(scalars, Mapping):
-            raise ConfigurationError(
-                f"scalars must be a dict from name to number, got {type(scalars).__name__}"
-            )
-        named.update(scalars)
-    for name, value in named.items():
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
+    """Raise unless the loss and the scalars are single real numbers.
+
+    Raises:
+        ConfigurationError: one is not; its text names it.
+    """
+    if scalars is not None and not isinstance(scalars, Mapping):
+        raise ConfigurationError(f"scalars must be a dict from name to number, got {type(scalars).__name__}")
+    if loss is not None and scalars and "loss" in scalars:
+        raise ConfigurationError("scalars holds 'loss', which is given as the loss too: rename or drop one")
+    for name, value in _named(loss, scalars).items():
+        if not isinstance(name, str):
+            raise ConfigurationError(f"names in scalars must be texts, got {name!r}")
+        if isinstance(value, (Tensor, np.ndarray)):
+            size = value.numel() if isinstance(value, Tensor) else value.size
+            if size != 1:
                 raise ConfigurationError(
-                    f"{name} must be a single number, got a tensor of shape {list(value.shape)}: pass its mean"
+                    f"{name} must be a single number, got shape {list(value.shape)}: pass its mean"
                 )
-        elif not isinstance(value, (int, float, np.number)):
+            if value.dtype.kind in "cOSU" if isinstance(value, np.ndarray) else value.is_complex():
+                raise ConfigurationError(f"{name} must be a real number, got dtype {value.dtype}")
+        elif not isinstance(value, (int, float, np.integer, np.floating, np.bool_)):
             raise ConfigurationError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def _named(loss: Any, scalars: Mapping[Any, Any] | None) -> dict[Any, Any]:
+    return {**({} if loss is None else {"loss": loss}), **(scalars or {})}
+
+
+def _kept(value: Number) -> float | Tensor:
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        # A copy: the user may change the tensor in place before it is read.
+        return value.detach().reshape(()).clone()
+    return float(value.item()) if isinstance(value, (Tensor, np.ndarray)) else float(value)
+
+
+def stacked(tensors: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Single-element tensors as one, `[len(tensors)]`."""
+    if not tensors:
+        return torch.empty(0, device=device, dtype=dtype)
+    return torch.stack([t.to(device, dtype, non_blocking=True) for t in tensors])

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from entropy_monitor.hooks.names import module_names, parameter_shapes
+from entropy_monitor.hooks.observer import Sightings
 from entropy_monitor.hooks.reading import FIGURES
 from entropy_monitor.hooks.recorder import Harvest, Recorder
-from entropy_monitor.hooks.structure import attention_candidates
-from entropy_monitor.hooks.watcher import Sightings, Watcher
+from entropy_monitor.hooks.structure import attention_candidates, is_compiled
+from entropy_monitor.hooks.watcher import Watcher
 from entropy_monitor.hooks.weights import WeightWatcher
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Watcher",
     "WeightWatcher",
     "attention_candidates",
+    "is_compiled",
     "module_names",
     "parameter_shapes",
 ]

@@ -11,6 +11,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from entropy_monitor.hooks.lineage import Origin
+from entropy_monitor.hooks.logits import Scale
 from entropy_monitor.hooks.projections import Projection
 
 Role = Literal["query", "key", "value", "output"]
@@ -25,14 +27,16 @@ class Inputs:
         k: `[B, K, S, D]`.
         mask: boolean (True = seen) or additive, broadcastable to `[B, H, T, S]`.
         is_causal: upper-left aligned causal mask, on top of `mask`.
-        scale: factor of q·k; None where it is not told (hand-written attention: fitted to the logits).
+        scale: factor of q·k, after the soft-cap if there is one; None where it is not known.
+        inner: factor of q·k before a soft-cap tanh; None without one.
     """
 
     q: Tensor
     k: Tensor
     mask: Tensor | None = None
     is_causal: bool = False
-    scale: float | None = None
+    scale: Scale | None = None
+    inner: Scale | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,9 @@ class Seen:
         source: the function's name.
         inputs: q, k and masks, where they are known.
         logits: `[B, H, T, S]` as they enter the softmax; None for fused attention.
-        value: `[B, K, S, D_v]`, where it is an argument.
+        value: the values, where they are an argument.
+        tensors: q `[B, H, T, D]` and k `[B, K, S, D]` as they left their projections' side.
+        origins: where these come from.
         projections: those that the call names itself.
         extra_keys: keys that no projection of the input made (`bias_k`, `add_zero_attn`).
         output_size: elements of the call's output, to recognise the output projection; 0 if not known yet.
@@ -53,6 +59,8 @@ class Seen:
     inputs: Inputs | None
     logits: Tensor | None = None
     value: Tensor | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    origins: dict[str, Origin | None] = field(default_factory=dict)
     projections: dict[Role, Projection] = field(default_factory=dict)
     extra_keys: bool = False
     output_size: int = 0
@@ -63,8 +71,8 @@ class AttentionCall:
     """One attention call of a forward.
 
     Attributes:
-        layer: qualified name of the owner: the module whose forward ran the projections, or else the innermost
-            that called.
+        layer: qualified name of the owner: the module whose forward ran the projections, or else the
+            innermost that called.
         call: nth call of this owner in this forward, from 0.
         source: the function that was called.
         inputs: q, k and masks, where they are known.
@@ -86,9 +94,16 @@ class AttentionCall:
     attention: str = "softmax"
 
     @property
+    def rows(self) -> Tensor:
+        """A tensor whose first three dimensions are B, H and T."""
+        if self.logits is not None:
+            return self.logits
+        if self.inputs is None:
+            raise ValueError(f"attention call of {self.layer}: neither inputs nor logits")
+        return self.inputs.q
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Sequences B, query heads H, queries T."""
-        rows = self.inputs.q if self.logits is None and self.inputs is not None else self.logits
-        if rows is None:
-            raise ValueError(f"attention call of {self.layer}: neither inputs nor logits")
-        return rows.shape[0], rows.shape[1], rows.shape[2]
+        b, h, t = self.rows.shape[:3]
+        return b, h, t

@@ -1,4 +1,4 @@
-"""Whether q·k explains the logits of hand-written attention: then its scale is known, and no bias was added."""
+"""What hand-written attention adds to q·k: the biases behind its logits."""
 
 from __future__ import annotations
 
@@ -7,48 +7,52 @@ import math
 import torch
 from torch import Tensor
 
+from entropy_monitor.hooks.calls import Inputs
+from entropy_monitor.hooks.logits import Scale
 from entropy_monitor.measures import hidden_logits
 
-_ROWS = 64
-_TOLERANCE = 1e-3  # of the logits' own size; float32 products agree to 1e-6
-_TOLERANCE_LOW = 3e-2  # bf16 and fp16 logits carry their own rounding
+_BLOCK = 64  # rows at a time
 
 
 @torch.no_grad()
-def explained_scale(q: Tensor, k: Tensor, logits: Tensor, rows: Tensor | None) -> Tensor:
-    """The scale c with `logits = c · q kᵀ` up to a shift of each row, over visible keys.
-
-    Checked on at most 64 of the rows read, evenly spaced, of every sequence and head.
+def bias_norm(inputs: Inputs, logits: Tensor, rows: Tensor | None) -> Tensor:
+    """`‖b_i - mean(b_i)‖₂` over visible keys, where logits = cap(scale · q kᵀ) + b; `[B, H, R]`.
 
     Args:
-        q: `[B, H, T, D]`.
-        k: `[B, K, S, D]`, K a divisor of H.
+        inputs: q and k, and what they are multiplied with.
         logits: `[B, H, T, S]` as they enter the softmax.
         rows: the rows read; None for all.
 
     Returns:
-        Scalar tensor on the device, NaN where no c explains the logits: biases, a soft-cap, or anything else that
-        is not told by q and k.
+        NaN where the scale is not known.
     """
-    if rows is None:
-        rows = torch.arange(q.shape[2], device=q.device)
-    rows = rows[:: max(1, math.ceil(rows.shape[0] / _ROWS))]
-    low = torch.finfo(logits.dtype).bits < 32 or torch.finfo(q.dtype).bits < 32
-    with torch.autocast(q.device.type, enabled=False):
-        seen = logits.index_select(2, rows)
-        visible = ~hidden_logits(seen)
-        heads = q.index_select(2, rows).float().unflatten(1, (k.shape[1], -1))
-        made = (heads @ k.float().transpose(-1, -2).unsqueeze(2)).flatten(1, 2)
-        made, seen = _centred(made, visible), _centred(seen.float(), visible)
-        power = made.square().sum()
-        scale = (made * seen).sum() / power
-        left = (seen - scale * made).abs().amax((-1, -2))
-        size = seen.abs().amax((-1, -2))
-        fits = (left <= (_TOLERANCE_LOW if low else _TOLERANCE) * size + 1e-6).all()
-        return torch.where(fits & (power > 0), scale, math.nan)
+    b, h, t = logits.shape[:3]
+    n = t if rows is None else rows.shape[0]
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if inputs.scale is None:
+        return torch.full((b, h, n), math.nan, dtype=dtype, device=logits.device)
+    parts = []
+    with torch.autocast(logits.device.type, enabled=False):
+        k = inputs.k.to(dtype).transpose(-1, -2).unsqueeze(2)
+        for i in range(0, n, _BLOCK):
+            some = slice(i, i + _BLOCK)
+            chosen = some if rows is None else rows[some]
+            seen = logits[:, :, chosen]
+            q = torch.unflatten(inputs.q[:, :, chosen].to(dtype), 1, (inputs.k.shape[1], -1))
+            made = (q @ k).flatten(1, 2)
+            if inputs.inner is not None:
+                made = (made * inputs.inner).tanh()
+            made = made * inputs.scale
+            visible = ~hidden_logits(seen)
+            difference = torch.where(visible, seen.to(dtype) - made, 0.0)
+            mean = difference.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True).clamp(min=1)
+            centred = torch.where(visible, difference - mean, 0.0)
+            parts.append(torch.linalg.vector_norm(centred, dim=-1))
+    return torch.cat(parts, dim=-1)
 
 
-def _centred(x: Tensor, visible: Tensor) -> Tensor:
-    x = torch.where(visible, x, 0.0)
-    mean = x.sum(-1, keepdim=True) / visible.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(visible, x - mean, 0.0)
+def steepest(inputs: Inputs) -> Scale | None:
+    """The factor of q·k in the logits, or where a soft-cap shrinks them an upper bound of it."""
+    if inputs.scale is None or inputs.inner is None:
+        return inputs.scale
+    return inputs.scale * inputs.inner

@@ -1,74 +1,89 @@
-"""The linear maps that ran in a forward: what they were, and enough to recognise their outputs later."""
+"""The linear maps that ran in a forward: what they were, and enough to recognise their outputs later.
+
+A linear map may be called as `F.linear`, `addmm`, `x @ W`, `einsum` with a weight of up to three
+dimensions, or a convolution of width one.
+"""
 
 from __future__ import annotations
 
-import weakref
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
-from entropy_monitor.hooks.products import is_weight
+from entropy_monitor.hooks.features import Features
+from entropy_monitor.hooks.products import Contraction, contraction_of, is_weight
 from entropy_monitor.hooks.projections import Layout, Projection, parameters_of
+from entropy_monitor.hooks.storage import storage_of, version_of
+
+if TYPE_CHECKING:
+    from entropy_monitor.hooks.scope import Scope
 
 _ADDMM = (torch.addmm, Tensor.addmm)
 _MATMUL = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
-FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({F.linear, *_ADDMM, *_MATMUL})
+_CONV = (torch.conv1d, torch.conv2d)
+FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({F.linear, *_ADDMM, *_MATMUL, *_CONV, torch.einsum})
 
 
 class LinearCall:
-    """One linear map that ran: what it was, and enough to recognise its output later."""
+    """One linear map that ran.
+
+    Attributes:
+        weight: `[out, in]`, as it was used (gathered, reparametrized).
+        bias: `[out]`, or None.
+        scope: the module forward in which it ran.
+        parameters: the parameters behind `weight`.
+        input: what it was applied to, `[..., in]`; None once released, and for convolutions.
+        feature_stride: distance in memory between neighbouring output features; 0 where the output's memory
+            does not say which element is which feature.
+        mixed: whether its output was overwritten in place with a sum of it and something else.
+    """
 
     def __init__(
         self,
         weight: Tensor,
         bias: Tensor | None,
-        input: Tensor,  # noqa: A002  torch's name for it
+        input: Tensor | None,  # noqa: A002  torch's name for it
         output: Tensor,
-        parameters: tuple[nn.Parameter, ...],
+        scope: Scope,
+        module: nn.Module,
+        feature_stride: int | None = None,
     ) -> None:
         self.weight = weight
         self.bias = bias
-        self.parameters = parameters
+        self.input = input
+        self.scope = scope
+        self.parameters = parameters_of(weight) or _matrices(module)
         self.shape = output.shape
-        self.contiguous = output.is_contiguous()
-        self.offset = output.storage_offset()
-        # A weak reference keeps the storage's identity from being reused, not its memory.
-        self.storage = StorageWeakRef(output.untyped_storage())
+        self.offset = int(output.storage_offset())
         self.version = version_of(output)
-        self._input: Callable[[], Tensor | None] = lambda: input
-        self._output: Callable[[], Tensor | None] = lambda: output
+        self.mixed = False
+        if feature_stride is None:
+            feature_stride = 1 if output.is_contiguous() else 0
+        self.feature_stride = feature_stride
+        # A weak reference keeps the storage's identity from being reused, not its memory.
+        storage = output.untyped_storage()
+        self._storage = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+    @property
+    def features(self) -> int:
+        """How many output features it has."""
+        return self.weight.shape[0]
 
     def release(self) -> None:
-        """Stop keeping activations alive: from now on they are there only as long as the model needs them."""
-        for slot in ("_input", "_output"):
-            tensor = getattr(self, slot)()
-            setattr(self, slot, weakref.ref(tensor) if tensor is not None else lambda: None)
+        """Stop keeping the input alive."""
+        self.input = None
 
     def whole(self) -> Projection:
         """The map as one head that takes all output features."""
-        out = self.shape[-1]
+        out = self.features
         return Projection(
             self.weight, self.bias, Layout(1, out, 0, out), None, None, parameters=self.parameters
         )
-
-    @property
-    def input(self) -> Tensor | None:
-        """What the map was applied to, if it is still there."""
-        return self._input()
-
-    @property
-    def output(self) -> Tensor | None:
-        """What it returned, if that is still there."""
-        return self._output()
-
-
-def version_of(tensor: Tensor) -> int:
-    """Changes when a tensor, or one that shares its memory, is written in place."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def linear_call(
@@ -76,8 +91,9 @@ def linear_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     output: Tensor,
+    scope: Scope,
     module: nn.Module,
-) -> LinearCall | None:
+) -> tuple[LinearCall, Features | None] | None:
     """The linear map that a torch function was; None if it was none.
 
     Args:
@@ -85,22 +101,66 @@ def linear_call(
         args: its arguments.
         kwargs: its keyword arguments.
         output: what it returned.
+        scope: where it ran.
         module: whose forward called it, for the parameters behind a weight that is computed (reparametrized).
+
+    Returns:
+        The call, and which features its output holds where the output's memory alone does not tell.
     """
-    if func not in FUNCTIONS:
+    if func not in FUNCTIONS or storage_of(output) is None:
         return None
+    if func is torch.einsum or func in _MATMUL:
+        contraction = contraction_of(func, args)
+        return None if contraction is None else _from_contraction(contraction, output, scope, module)
+    if func in _CONV:
+        return _from_convolution(args, kwargs, output, scope, module)
     if func is F.linear:
         x, weight, bias = _linear_arguments(*args, **kwargs)
-    elif func in _ADDMM and len(args) >= 3:
+    elif len(args) >= 3:
         bias, x, weight = args[0], args[1], args[2].transpose(-1, -2)
-    elif func in _MATMUL and len(args) == 2 and isinstance(args[1], Tensor) and is_weight(args[1]):
-        x, weight, bias = args[0], args[1].transpose(-1, -2), None
     else:
         return None
     if weight.dim() != 2:
         return None
-    parameters = parameters_of(weight) or _matrices(module)
-    return LinearCall(weight, bias, x, output, parameters)
+    return LinearCall(weight, bias, x, output, scope, module), None
+
+
+def _from_contraction(
+    contraction: Contraction, output: Tensor, scope: Scope, module: nn.Module
+) -> tuple[LinearCall, Features | None] | None:
+    """`x @ W` and the like, with W of two or three dimensions: the third one is the heads."""
+    c = contraction
+    if not is_weight(c.right) or c.left_rows is None:
+        return None
+    own = [name for name in c.right_names if name != c.contracted]
+    if not 1 <= len(own) <= 2 or not set(own) <= set(c.out):
+        return None
+    order = [c.right_names.index(name) for name in (*own, c.contracted)]
+    permuted = c.right.permute(order)
+    weight = permuted.flatten(0, -2) if len(own) == 2 else permuted
+    sizes = permuted.shape[:-1]
+    in_order = c.out.endswith("".join(own)) and output.is_contiguous()
+    call = LinearCall(weight, None, c.left_rows, output, scope, module, 1 if in_order else 0)
+    if in_order:
+        return call, None
+    dims = tuple(reversed([(n, math.prod(sizes[i + 1 :])) for i, n in enumerate(sizes)]))
+    return call, Features(0, dims)
+
+
+def _from_convolution(
+    args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, scope: Scope, module: nn.Module
+) -> tuple[LinearCall, Features | None] | None:
+    """A convolution of width one over all channels."""
+    named = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+    x, weight, bias = named.get("input"), named.get("weight"), named.get("bias")
+    if not isinstance(x, Tensor) or not isinstance(weight, Tensor) or x.dim() != weight.dim():
+        return None
+    if weight.shape[2:].numel() != 1 or weight.shape[1] != x.shape[1]:
+        return None
+    positions = output.shape[2:].numel()
+    channels_last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
+    stride = positions if output.is_contiguous() else 1 if channels_last else 0
+    return LinearCall(weight.flatten(1), bias, None, output, scope, module, stride), None
 
 
 def _matrices(module: nn.Module) -> tuple[nn.Parameter, ...]:

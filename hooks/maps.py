@@ -20,28 +20,34 @@ def full_map(call: AttentionCall, heads: list[int] | None) -> Tensor:
         heads: which heads to keep; all by default.
     """
     if call.logits is not None:
-        logits = call.logits if heads is None else call.logits[:, heads]
-        return logits.float().softmax(-1)
-    maps = _map(call, call.inputs, None)
+        return _softmax(call.logits if heads is None else call.logits[:, heads])
+    maps = _map(call, call.inputs, None).float()
     return maps if heads is None else maps[:, heads]
 
 
 @torch.no_grad()
 def evidence_map(call: AttentionCall) -> Tensor:
-    """`[H, r, c]` with r, c ≤ 64: attention of the first sequence, at evenly spaced rows, summed over blocks of keys."""
+    """`[H, r, c]`, r, c ≤ 64: the first sequence's attention at evenly spaced rows, keys in blocks."""
     _, _, tokens = call.shape
-    device = (call.logits if call.logits is not None else call.inputs.q).device  # type: ignore[union-attr]
-    rows = measures.systematic_rows(tokens, EVIDENCE_SIZE, 0, device)
+    rows = measures.systematic_rows(tokens, EVIDENCE_SIZE, 0, call.rows.device)
     if call.logits is not None:
-        maps = call.logits[:1].index_select(2, rows).float().softmax(-1)
+        maps = _softmax(call.logits[:1].index_select(2, rows))
     else:
         maps = _map(call, _first_sequence(call.inputs), rows)
     return _pool_keys(maps[0])
 
 
+def _softmax(logits: Tensor) -> Tensor:
+    """Rows that see no key are 0, as in `measures.attention_map`."""
+    blind = measures.hidden_logits(logits).all(-1, keepdim=True)
+    return logits.float().softmax(-1).masked_fill(blind, 0.0)
+
+
 def _map(call: AttentionCall, inputs: Inputs | None, rows: Tensor | None) -> Tensor:
     if inputs is None:
         raise ValueError(f"attention call of {call.layer}: neither inputs nor logits")
+    if isinstance(inputs.scale, Tensor):
+        raise TypeError(f"attention call of {call.layer}: fused attention has one scale, got a tensor")
     return measures.attention_map(
         inputs.q, inputs.k, mask=inputs.mask, is_causal=inputs.is_causal, scale=inputs.scale, rows=rows
     )

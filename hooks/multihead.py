@@ -1,7 +1,7 @@
 """Source: `F.multi_head_attention_forward`, which `nn.MultiheadAttention` and the encoder layers end in.
 
-Its inside is invisible with `need_weights=True`, and what it returns then is averaged over heads and taken after
-dropout; so q and k are recomputed from its arguments. They are those that it computes itself.
+Its inside is invisible with `need_weights=True`, and what it returns then is averaged over heads and taken
+after dropout; so q and k are recomputed from its arguments. They are those that it computes itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Seen:
         k = _append_bias(_project_flat(projections["key"], x_k), a["bias_k"])
         k = _split_heads(k, heads)
     else:
-        k = k.unflatten(0, (-1, heads))
+        k = torch.unflatten(k, 0, (-1, heads))
     if a["add_zero_attn"]:
         k = torch.cat([k, k.new_zeros(*k.shape[:2], 1, k.shape[3])], dim=2)
     extra = k.shape[2] != x_k.shape[0] or a["static_k"] is not None
@@ -56,8 +56,7 @@ def _batched(x: Tensor) -> Tensor:
 def _projections(
     a: dict[str, Any], x_q: Tensor, x_k: Tensor, x_v: Tensor, heads: int
 ) -> dict[Role, Projection]:
-    width = a["embed_dim_to_check"]
-    width = width.item() if isinstance(width, Tensor) else width
+    width = int(a["embed_dim_to_check"])
     d = width // heads
     fused = not a["use_separate_proj_weight"]
     found: dict[Role, Projection] = {}
@@ -69,6 +68,8 @@ def _projections(
     bias = a["in_proj_bias"]
     for i, (role, x, separate) in enumerate(roles):
         weight = a["in_proj_weight"] if fused else separate
+        if weight is None:
+            raise ValueError(f"nn.MultiheadAttention was called without a {role} weight")
         own_bias = bias if fused or bias is None else bias[i * width : (i + 1) * width]
         found[role] = Projection(
             weight,
@@ -99,7 +100,7 @@ def _project(projection: Projection, x: Tensor) -> Tensor:
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
     """`[T, B, H·D]` to `[B, H, T, D]`."""
-    return x.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
+    return torch.unflatten(x, -1, (heads, -1)).permute(1, 2, 0, 3)
 
 
 def _append_bias(k: Tensor, bias_k: Tensor | None) -> Tensor:
@@ -121,7 +122,7 @@ def _mask(
     nn.MultiheadAttention's booleans are the other way round: True means blocked.
     """
     if attn_mask is not None and attn_mask.dim() == 3:
-        attn_mask = attn_mask.unflatten(0, (-1, heads))
+        attn_mask = torch.unflatten(attn_mask, 0, (-1, heads))
     if padding is not None:
         padding = padding.view(-1, 1, 1, keys).expand(batch, 1, 1, keys)
     parts = [m for m in (attn_mask, padding) if m is not None]

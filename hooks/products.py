@@ -1,80 +1,121 @@
-"""Products of two activations, in the spellings that attention logits come in."""
+"""Products of two tensors, in the spellings that attention logits and linear maps come in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+_MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm)
+_REVERSED = (Tensor.__rmatmul__,)
+_ADDED = (torch.baddbmm, Tensor.baddbmm, Tensor.baddbmm_)
+FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
+    {*_MATMULS, *_REVERSED, *_ADDED, torch.einsum, torch.ops.aten.matmul, torch.ops.aten.bmm}
+)
+
 
 @dataclass(frozen=True)
-class Product:
-    """A product of two activations that may become attention logits.
+class Contraction:
+    """`einsum("left_names,right_names->out", left, right)` over one index.
 
     Attributes:
-        q: left operand, `[…, T, D]`.
-        k: right operand, `[…, S, D]`.
+        left: first operand.
+        right: second operand.
+        left_names: a letter for each of its dimensions.
+        right_names: likewise.
+        out: likewise, of the result.
+        contracted: the index summed over.
     """
 
-    q: Tensor
-    k: Tensor
+    left: Tensor
+    right: Tensor
+    left_names: str
+    right_names: str
+    out: str
+    contracted: str
+
+    @property
+    def left_rows(self) -> Tensor | None:
+        """The first operand as `[..., contracted]`; None where it would have to be permuted."""
+        return self.left if self.left_names[-1] == self.contracted else None
+
+    def operand(self, name: str) -> tuple[Tensor, str] | None:
+        """The operand that alone has a dimension, and its names; None if both have it or none."""
+        if (name in self.left_names) == (name in self.right_names):
+            return None
+        return (self.left, self.left_names) if name in self.left_names else (self.right, self.right_names)
 
 
-_MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
-_ADDED = (torch.baddbmm, Tensor.baddbmm)
-FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({*_MATMULS, *_ADDED, torch.einsum})
-
-
-def product_of(func: Callable[..., Any], args: tuple[Any, ...]) -> Product | None:
-    """The operands of a product as q `[…, T, D]` and k `[…, S, D]`; None if this is no product of activations."""
+def contraction_of(func: Callable[..., Any], args: tuple[Any, ...]) -> Contraction | None:
+    """The product that a function was called for; None if it is none of two tensors over one index."""
     if func is torch.einsum:
         return _einsum(args)
-    operands = args[1:3] if func in _ADDED else args[:2]
-    if len(operands) != 2 or not all(isinstance(x, Tensor) for x in operands):
+    if func in _ADDED:
+        args = args[1:]
+    elif func in _REVERSED:
+        args = args[1::-1]
+    if len(args) < 2:
         return None
-    left, right = operands
-    if left.dim() < 2 or right.dim() < 2 or is_weight(right) or is_weight(left):
+    left, right = args[:2]
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor) or min(left.dim(), right.dim()) < 2:
         return None
-    return Product(left, right.transpose(-1, -2))
+    lead = string.ascii_lowercase[: max(left.dim(), right.dim()) - 2]
+    names = [lead[len(lead) - x.dim() + 2 :] for x in (left, right)]
+    return Contraction(left, right, names[0] + "XZ", names[1] + "ZY", lead + "XY", "Z")
 
 
 def is_weight(tensor: Tensor) -> bool:
-    """Whether a tensor is a model's matrix (a parameter or a view of one) and no activation."""
+    """Whether a tensor is a model's weight (a parameter or a view of one) and no activation."""
     base = tensor if tensor._base is None else tensor._base
-    return tensor.dim() == 2 and isinstance(base, nn.Parameter)
+    return tensor.dim() in (2, 3) and isinstance(base, nn.Parameter)
 
 
-def _einsum(args: tuple[Any, ...]) -> Product | None:
+def is_attention_product(contraction: Contraction) -> bool:
+    """Whether a product may be one of queries and keys: both are activations.
+
+    Queries may be learned, `[1, T, D]`; a matrix is always taken for a weight.
+    """
+    left, right = contraction.left, contraction.right
+    return not is_weight(right) and not (is_weight(left) and left.dim() == 2)
+
+
+def _einsum(args: tuple[Any, ...]) -> Contraction | None:
     if len(args) == 2 and isinstance(args[1], (list, tuple)):
         args = (args[0], *args[1])
-    if len(args) != 3 or not isinstance(args[0], str) or "..." in args[0]:
+    if len(args) != 3 or not isinstance(args[0], str):
         return None
     equation, left, right = args
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return None
     names, arrow, out = equation.replace(" ", "").partition("->")
     a, _, b = names.partition(",")
+    if not arrow:
+        out = "".join(sorted(n for n in set(names) if names.count(n) == 1 and n.isalpha()))
+        out = ("..." if "..." in names else "") + out
+    unused = [n for n in string.ascii_letters if n not in names]
+    a, b = _spelled(a, left.dim(), unused), _spelled(b, right.dim(), unused)
+    out = _spelled(out, len(out) - 3 + max(_dots(equation, left, right)), unused) if "..." in out else out
     contracted = (set(a) & set(b)) - set(out)
-    if not arrow or len(contracted) != 1 or is_weight(left) or is_weight(right):
+    if len(contracted) != 1 or len(set(a)) != len(a) or len(set(b)) != len(b):
         return None
-    if len(out) < 2 or out[-1] not in (set(a) ^ set(b)) or out[-2] not in (set(a) ^ set(b)):
+    if (set(a) | set(b)) - set(out) != contracted:
         return None
-    if out[-1] in a:
-        (a, left), (b, right) = (b, right), (a, left)
-    if out[-2] not in a:
-        return None
-    (c,) = contracted
-    shared = out[:-2]
-    if set(a) - {*shared, out[-2], c} or set(b) - {*shared, out[-1], c}:
-        return None
-    return Product(_permuted(left, a, shared + out[-2] + c), _permuted(right, b, shared + out[-1] + c))
+    return Contraction(left, right, a, b, out, contracted.pop())
 
 
-def _permuted(tensor: Tensor, names: str, wanted: str) -> Tensor:
-    """`tensor` with its dimensions in the wanted order, and size 1 for those that it lacks."""
-    for missing in (n for n in wanted if n not in names):
-        tensor, names = tensor.unsqueeze(-1), names + missing
-    return tensor.permute([names.index(n) for n in wanted])
+def _dots(equation: str, *operands: Tensor) -> list[int]:
+    """How many dimensions `...` stands for in each operand."""
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    return [x.dim() - (len(t) - 3) if "..." in t else 0 for t, x in zip(terms, operands, strict=True)]
+
+
+def _spelled(term: str, dims: int, unused: Sequence[str]) -> str:
+    """A term with letters in place of `...`; from the right, as it broadcasts."""
+    if "..." not in term:
+        return term
+    n = dims - (len(term) - 3)
+    return term.replace("...", "".join(reversed(unused[:n])))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
-
-Kind = Literal["plain", "rotated"]
 
 
 @dataclass(frozen=True)
@@ -72,10 +69,10 @@ class Projection:
         layout: which of its output features make up which head.
         input: what it was applied to, `[..., in]`; None if it is gone.
         rows: which rows of the input are which tokens; None if unknown.
-        kind: `plain` when what enters attention is `factor` times the output and nothing else; `rotated` when
-            only the rows' norms agree (rotary embeddings).
-        factor: see `kind`.
+        factor: c where what enters attention is c times the output and nothing else; NaN where rotary
+            embeddings, norms or the like came between.
         parameters: the parameters behind `weight`.
+        certain: NaN where repeated key heads turn out not to be equal; None where there is no doubt.
     """
 
     weight: Tensor
@@ -83,13 +80,14 @@ class Projection:
     layout: Layout
     input: Tensor | None
     rows: Rows | None
-    kind: Kind = "plain"
-    factor: float = 1.0
+    factor: Tensor | float = 1.0
     parameters: tuple[nn.Parameter, ...] = ()
+    certain: Tensor | None = None
 
     def head_weights(self) -> Tensor:
-        """W of each head as `[H, d_model, d_head]`, float32."""
-        return self.place.read(self.weight).float()
+        """W of each head as `[H, d_model, d_head]`, float32; NaN where it is not certain."""
+        weights = self.place.read(self.weight).float()
+        return weights if self.certain is None else weights * self.certain
 
     @property
     def place(self) -> Place:
@@ -99,7 +97,7 @@ class Projection:
         return Place(
             (n, self.weight.shape[1], d),
             (self.layout.head_stride * out, features, self.layout.stride * out),
-            self.weight.storage_offset() + self.layout.base * out,
+            int(self.weight.storage_offset()) + self.layout.base * out,
         )
 
     def head_biases(self) -> Tensor | None:
@@ -134,8 +132,7 @@ class Projection:
             if self.layout.last + 1 - self.layout.base == self.weight.shape[0]
             else (f", features {self.layout.base}…{self.layout.last}")
         )
-        how = "" if self.kind == "plain" else ", rotated after it"
-        return f"weight {shape}{part}{how}"
+        return f"weight {shape}{part}"
 
     def inputs(self) -> Tensor | None:
         """The input of every token as `[B, T, d_model]`; None where it is unknown."""

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from entropy_monitor import measures
 from entropy_monitor.hooks.calls import AttentionCall
-from entropy_monitor.hooks.explain import explained_scale
-from entropy_monitor.hooks.projections import Projection
+from entropy_monitor.hooks.explain import bias_norm, steepest
 from entropy_monitor.measures import RowStatistics
 
 RowCount = int | Literal["all"]
@@ -57,10 +56,9 @@ class HeadSigmas:
 def head_sigmas(call: AttentionCall) -> HeadSigmas:
     """Spectral norms of the projections that made a call's q and k."""
     _, heads, _ = call.shape
-    like = call.logits if call.inputs is None else call.inputs.q
-    unknown = torch.full((heads,), math.nan, device=like.device if like is not None else None)
+    unknown = torch.full((heads,), math.nan, device=call.rows.device)
     q, k = call.query, call.key
-    w_q = None if q is None else q.head_weights()
+    w_q = None if q is None or q.layout.heads != heads else q.head_weights()
     w_k = None if k is None or heads % k.layout.heads else k.head_weights()
     group = 1 if w_k is None else heads // w_k.shape[0]
     sigma_q = unknown if w_q is None else measures.largest_singular_value(w_q)
@@ -131,20 +129,21 @@ class CallReading:
 
 
 def _statistics(call: AttentionCall, rows: Tensor | None) -> tuple[RowStatistics, Tensor | None]:
-    """Row statistics, and the scale of q·k; None (or NaN inside) where q·k does not explain the logits."""
+    """Row statistics, and the factor of q·k, broadcast over `[B, H, R]`; None where that is not known."""
     i = call.inputs
     if call.logits is not None:
         stats = measures.row_statistics_from_logits(call.logits, rows=rows)
-        if i is None:
+        if i is None or i.scale is None:
             return stats, None
-        scale = explained_scale(i.q, i.k, call.logits, rows)
-        known = torch.where(scale.isnan(), math.nan, torch.zeros_like(scale))
-        return stats._replace(bias_norm=known.expand_as(stats.entropy)), scale
-    if i is None:
-        raise ValueError(f"attention call of {call.layer}: neither inputs nor logits")
-    stats = measures.row_statistics(i.q, i.k, mask=i.mask, is_causal=i.is_causal, scale=i.scale, rows=rows)
-    scale_of = i.q.shape[-1] ** -0.5 if i.scale is None else i.scale
-    return stats, torch.full((), scale_of, device=i.q.device)
+        stats = stats._replace(bias_norm=bias_norm(i, call.logits, rows))
+    elif i is not None and isinstance(i.scale, float):
+        stats = measures.row_statistics(
+            i.q, i.k, mask=i.mask, is_causal=i.is_causal, scale=i.scale, rows=rows
+        )
+    else:
+        raise ValueError(f"attention call of {call.layer}: neither logits nor all that makes them")
+    scale = torch.as_tensor(steepest(i), device=stats.entropy.device).detach()
+    return stats, scale if scale.dim() == 0 else scale.squeeze(-1)
 
 
 def _floors(
@@ -166,7 +165,7 @@ def _floors(
     k_norm = measures.largest_singular_value(i.k).repeat_interleave(group, dim=1)[..., None]
     q_norm = torch.linalg.vector_norm(_take(i.q, rows).float(), dim=-1)
     activation = measures.floor_activation(scale, k_norm, q_norm, stats.bias_norm, n)
-    weights = _weight_floor(call, rows, stats, scale, sigmas)
+    weights = _weight_floor(call, rows, stats, scale, sigmas) if i.inner is None else None
     return row, activation, unknown if weights is None else weights, paper
 
 
@@ -177,9 +176,11 @@ def _weight_floor(
     scale: Tensor,
     sigmas: HeadSigmas,
 ) -> Tensor | None:
-    """The floor from weights and inputs; None under rotary embeddings, norms, or projections not known."""
-    x_q, x_kv = _plain_inputs(call.query), _plain_inputs(call.key)
-    if x_q is None or x_kv is None or call.query is None or call.key is None or call.extra_keys:
+    """The floor from weights and inputs; None where the projections or their inputs are not known."""
+    if call.query is None or call.key is None or call.extra_keys:
+        return None
+    x_q, x_kv = call.query.inputs(), call.key.inputs()
+    if x_q is None or x_kv is None:
         return None
     x_norm = torch.linalg.vector_norm(_take(x_q, rows, dim=1).float(), dim=-1)[:, None]
     x_kv_norm = measures.largest_singular_value(x_kv)[:, None, None]
@@ -192,10 +193,6 @@ def _weight_floor(
         stats.bias_norm,
         stats.num_keys,
     )
-
-
-def _plain_inputs(projection: Projection | None) -> Tensor | None:
-    return projection.inputs() if projection is not None and projection.kind == "plain" else None
 
 
 def _take(x: Tensor, rows: Tensor | None, dim: int = 2) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from entropy_monitor import measures
 from entropy_monitor.hooks.calls import AttentionCall, Role
 from entropy_monitor.hooks.maps import evidence_map, full_map
 from entropy_monitor.hooks.projections import Projection, WeightPart
-from entropy_monitor.hooks.reading import FIGURES, CallReading, RowCount
+from entropy_monitor.hooks.reading import CallReading, RowCount
 
 LAYER_FIGURES: tuple[Role, ...] = ("query", "key", "value", "output")
 
@@ -89,6 +90,7 @@ class Recorder:
         self._rows = rows
         self._keep_evidence = keep_evidence
         self._want_map = want_map
+        self._lock = threading.RLock()  # a model may run on several threads
         self.begin(0)
 
     def begin(self, step: int) -> None:
@@ -105,21 +107,8 @@ class Recorder:
 
     def attention(self, call: AttentionCall) -> None:
         """See `Receiver`."""
-        parts = self.layers.get(call.layer)
-        if parts is None:
-            parts = LayerParts(len(self.layers), call.shape[1], call.source)
-            self.layers[call.layer] = parts
-        for role, projection in (("query", call.query), ("key", call.key)):
-            if projection is not None:
-                self.projection(call.layer, role, projection)
-        key = (call.layer, call.call)
-        reading = self._readings.get(key)
-        if reading is None:
-            reading = self._readings[key] = CallReading(call)
-            if self._keep_evidence:
-                reading.map = evidence_map(call)
-        reading.add(call, self._rows_of(call))
-        self._keep_full_map(call)
+        with self._lock:
+            self._read(call)
 
     def projection(self, layer: str, role: Role, projection: Projection) -> None:
         """See `Receiver`."""
@@ -147,18 +136,35 @@ class Recorder:
                 for layer, _ in layers
                 for role in LAYER_FIGURES
             ]
-        ).unflatten(0, (len(layers), len(LAYER_FIGURES)))
+        ).view(len(layers), len(LAYER_FIGURES))
         maps = {key: r.map for key, r in self._readings.items() if r.map is not None}
         return Harvest(
             self._step, index, torch.cat([f.to(device) for f in figures], dim=1), layers, sigmas, maps
         )
 
+    def _read(self, call: AttentionCall) -> None:
+        parts = self.layers.get(call.layer)
+        if parts is None:
+            parts = LayerParts(len(self.layers), call.shape[1], call.source)
+            self.layers[call.layer] = parts
+        if call.query is not None:
+            self.projection(call.layer, "query", call.query)
+        if call.key is not None:
+            self.projection(call.layer, "key", call.key)
+        key = (call.layer, call.call)
+        reading = self._readings.get(key)
+        if reading is None:
+            reading = self._readings[key] = CallReading(call)
+            if self._keep_evidence:
+                reading.map = evidence_map(call)
+        reading.add(call, self._rows_of(call))
+        self._keep_full_map(call)
+
     def _rows_of(self, call: AttentionCall) -> Tensor | None:
         tokens = call.shape[2]
         if self._rows == "all" or self._rows >= tokens:
             return None
-        source = call.logits if call.logits is not None else call.inputs and call.inputs.q
-        device = source.device if isinstance(source, Tensor) else torch.device("cpu")
+        device = call.rows.device
         key = (tokens, device)
         if key not in self._row_cache:
             self._row_cache[key] = measures.systematic_rows(tokens, self._rows, self._step, device)
@@ -171,7 +177,4 @@ class Recorder:
         kept = self.full_maps.setdefault(call.layer, [])
         if call.call == 0:
             kept.clear()  # the maps of the latest forward
-        kept.append(full_map(call, None if heads == "all" else list(heads)))
-
-
-assert len(FIGURES) == 12  # noqa: S101
+        kept.append(full_map(call, None if isinstance(heads, str) else heads))

@@ -1,19 +1,13 @@
-"""What is known inside one module's forward: the linear maps that ran, and the products that became logits."""
+"""The forwards of modules that are running, and the linear maps that ran in each."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from typing import Any, Generic, TypeVar
-
-from torch import Tensor, nn
+from torch import nn
 
 from entropy_monitor.hooks.linears import LinearCall
-from entropy_monitor.hooks.products import Product
-
-N = TypeVar("N")
 
 _TORCH_MODULES = "torch.nn.modules."
 _CONTAINERS = (
@@ -27,6 +21,18 @@ _CONTAINERS = (
     nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
 )
+_HEAD_ATTRIBUTES = (
+    "num_heads",
+    "n_heads",
+    "n_head",
+    "num_attention_heads",
+    "nhead",
+    "heads",
+    "nheads",
+    "n_attn_heads",
+    "h",
+)
+_NEAR = 2  # the module that called attention, and the one around it
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -38,77 +44,44 @@ def is_leaf(module: nn.Module) -> bool:
     )
 
 
-class _Notes(Generic[N]):
-    """Notes on tensors, that keep no tensor alive."""
-
-    def __init__(self) -> None:
-        self._notes: dict[int, tuple[weakref.ref[Tensor], N]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._notes)
-
-    def put(self, tensor: Tensor, note: N) -> None:
-        self._notes[id(tensor)] = (weakref.ref(tensor), note)
-
-    def get(self, tensor: Tensor) -> N | None:
-        entry = self._notes.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-
-@dataclass
+@dataclass(eq=False)
 class Scope:
     """The forward of one module that is no torch layer.
 
     Attributes:
         module: whose forward it is.
-        linears: linear maps that ran in it, in order.
+        parent: the forward that it runs in.
+        linears: linear maps that ran in it and still hold their inputs.
     """
 
     module: nn.Module
+    parent: Scope | None = None
     linears: list[LinearCall] = field(default_factory=list)
-    _products: _Notes[Product] = field(default_factory=lambda: _Notes[Product]())
-    _weights: _Notes[str] = field(default_factory=lambda: _Notes[str]())
 
-    def note_product(self, result: Tensor, product: Product) -> None:
-        """Remember that `result` comes from `product`."""
-        self._products.put(result, product)
+    def close(self) -> None:
+        """At the end of the forward: let the linear maps' inputs go.
 
-    def product_of(self, tensor: Tensor) -> Product | None:
-        """The product that `tensor` was computed from, if any."""
-        return self._products.get(tensor)
-
-    def note_weights(self, maps: Tensor, layer: str) -> None:
-        """Remember that `maps` are a layer's attention weights."""
-        self._weights.put(maps, layer)
-
-    def weights_in(self, args: Iterable[Any]) -> tuple[str, Tensor] | None:
-        """If attention weights are among the arguments of a product: their layer, and the other operand."""
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        if len(tensors) != 2:
-            return None
-        for maps, other in (tensors, tensors[::-1]):
-            layer = self._weights.get(maps)
-            if layer is not None:
-                return layer, other
-        return None
-
-    def follow(self, args: Iterable[Any], result: Tensor) -> None:
-        """What is computed from logits or attention weights is taken for the same: scaled, masked, dropped out."""
-        if result.dim() < 2 or not (self._products or self._weights):
-            return
-        for tensor in (a for a in args if isinstance(a, Tensor)):
-            if (product := self._products.get(tensor)) is not None:
-                self._products.put(result, product)
-            if (layer := self._weights.get(tensor)) is not None:
-                self._weights.put(result, layer)
-
-    def hand_over(self, parent: Scope) -> None:
-        """At the end of the forward: leave the linear maps to the caller's scope.
-
-        A module without children (a projection of the user's own) leaves them as they are; a larger one must
-        not keep its activations alive.
+        A module without children (a projection of the user's own) leaves them to its caller.
         """
+        if self.parent is not None and next(self.module.children(), None) is None:
+            self.parent.linears += self.linears
+            return
         for linear in self.linears:
-            if next(self.module.children(), None) is not None:
-                linear.release()
-            parent.linears.append(linear)
+            linear.release()
+
+    def running(self, scopes: Sequence[Scope]) -> Scope:
+        """This scope if it is among `scopes`, which are running, or else the nearest around it that is."""
+        scope = self
+        while scope not in scopes and scope.parent is not None:
+            scope = scope.parent
+        return scope
+
+
+def declared_heads(scopes: Sequence[Scope]) -> int | None:
+    """How many heads the running modules say they have, by the attribute names in common use."""
+    for scope in reversed(scopes[-_NEAR:]):
+        for name in _HEAD_ATTRIBUTES:
+            value = getattr(scope.module, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None

@@ -8,19 +8,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from entropy_monitor.hooks.arrangement import Arrangement, arrange_queries
 from entropy_monitor.hooks.calls import Inputs, Seen
+from entropy_monitor.hooks.lineage import Lineage
 
 NAME = "scaled_dot_product_attention"
-FUNCTIONS = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention)
+FUNCTIONS = (
+    F.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention.default,
+)
 
 
-def read(args: tuple[Any, ...], kwargs: dict[str, Any], heads: int | None) -> Seen | None:
-    """What a call attends with. `heads` resolves `[B·H, T, D]` inputs, where the owner tells it."""
-    return _read(heads, *args, **kwargs)
+def read(args: tuple[Any, ...], kwargs: dict[str, Any], heads: int | None, lineage: Lineage) -> Seen:
+    """What a call attends with.
+
+    Args:
+        args: of the call.
+        kwargs: of the call.
+        heads: how many heads the owner says it has, for `[B·H, T, D]` inputs.
+        lineage: of the forward.
+    """
+    return _read(heads, lineage, *args, **kwargs)
 
 
 def _read(
     heads: int | None,
+    lineage: Lineage,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -32,12 +46,35 @@ def _read(
     enable_gqa: bool = False,  # noqa: ARG001  fewer key heads show in the shapes
 ) -> Seen:
     del dropout_p  # entropies are taken before dropout
-    output_size = query.numel() // query.shape[-1] * value.shape[-1]
-    q, k, mask = as_kernel_sees(query), as_kernel_sees(key), attn_mask
+    origins = {"query": lineage.origin_of(query), "key": lineage.origin_of(key)}
+    n = query.dim() - 2
+    if n == 1:
+        arrangement = arrange_queries(query, lineage, origins["query"], heads)
+    else:
+        arrangement = Arrangement(tuple(range(n - 1)), (n - 1,) if n else ())
+    q = arrangement.apply(query)
+    k = arrangement.apply_to_keys(key, query) if n == 1 else _keys(key, q)
+    mask = attn_mask
+    if mask is not None and n != 2 and mask.dim() > 2:
+        mask = arrangement.apply(mask.expand(*query.shape[:-2], *mask.shape[-2:]))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    q, k, v, mask = four_dimensional(q, k, value, mask, heads)
-    inputs = Inputs(q, k, mask, is_causal, scale)
-    return Seen(NAME, inputs, value=v, output_size=output_size)
+    return Seen(
+        NAME,
+        Inputs(as_kernel_sees(q), as_kernel_sees(k), mask, is_causal, scale),
+        value=value,
+        tensors={"query": q, "key": k},
+        origins=origins,
+        output_size=query.numel() // query.shape[-1] * value.shape[-1],
+    )
+
+
+def _keys(key: Tensor, q: Tensor) -> Tensor:
+    """`[…, K, S, D]` as `[B, K, S, D]`."""
+    if key.dim() == 2:
+        return key[None, None]
+    if key.dim() > 4:
+        return key.flatten(0, -4)
+    return key.expand(q.shape[0], *key.shape[1:])
 
 
 def as_kernel_sees(tensor: Tensor) -> Tensor:
@@ -46,27 +83,3 @@ def as_kernel_sees(tensor: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device) and tensor.dtype == torch.float32:
         return tensor.to(torch.get_autocast_dtype(device))
     return tensor
-
-
-def four_dimensional(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """`[B, H, T, D]` from inputs with fewer or more leading dimensions; views wherever possible."""
-    if q.dim() == 2:
-        return q[None, None], k[None, None], v[None, None], mask
-    if q.dim() == 3:
-        n = q.shape[0]
-        h = heads if heads and n % heads == 0 else 1
-        if mask is not None and mask.dim() == 3:
-            mask = mask.expand(n, *mask.shape[1:]).unflatten(0, (n // h, h))
-        q, k, v = (x.expand(n, *x.shape[1:]).unflatten(0, (n // h, h)) for x in (q, k, v))
-        return q, k, v, mask
-    if q.dim() > 4:
-        lead = q.shape[:-3]
-        if mask is not None and mask.dim() > 3:
-            mask = mask.expand(*lead, *mask.shape[-3:]).flatten(0, -4)
-        q, k, v = (x.expand(*lead, *x.shape[-3:]).flatten(0, -4) for x in (q, k, v))
-        return q, k, v, mask
-    if k.shape[0] != q.shape[0]:
-        k = k.expand(q.shape[0], -1, -1, -1)
-    return q, k, v, mask

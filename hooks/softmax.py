@@ -1,7 +1,8 @@
-"""Source: softmax attention written by hand, in whatever spelling: `torch.softmax`, `F.softmax`, `nn.Softmax`, …
+"""Source: softmax attention written by hand: `torch.softmax`, `F.softmax`, `nn.Softmax` and other spellings.
 
 A softmax is taken for attention when its logits come from a product of two activations (`q @ k.mT`, `bmm`,
-`baddbmm`, `einsum`): routers, gates and vocabularies do not, for theirs come from a weight.
+`baddbmm`, `einsum`) and it runs over what only one of them has: routers, gates and vocabularies do not, for
+their logits come from a weight.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from entropy_monitor.hooks.arrangement import Arrangement, arrange_queries
 from entropy_monitor.hooks.calls import Inputs, Seen
-from entropy_monitor.hooks.products import Product
+from entropy_monitor.hooks.features import is_inner
+from entropy_monitor.hooks.lineage import Lineage
+from entropy_monitor.hooks.linears import LinearCall
+from entropy_monitor.hooks.logits import Logits
 
 NAME = "softmax"
 FUNCTIONS = (
@@ -23,80 +28,111 @@ FUNCTIONS = (
     torch.special.softmax,
     torch._softmax,
     torch.ops.aten.softmax,
+    torch.ops.aten.softmax.int,
     torch.ops.aten._softmax,
+    torch.ops.aten._softmax.default,
 )
 
 
 def logits_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, int] | None:
-    """The tensor that a softmax call normalises, and along which dimension."""
+    """The tensor that a softmax call normalises, and along which dimension, counted from 0."""
     tensor = args[0] if args else kwargs.get("input", kwargs.get("self"))
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
-    if not isinstance(tensor, Tensor) or not isinstance(dim, int):
+    if not isinstance(tensor, Tensor) or not isinstance(dim, int) or tensor.dim() < 2:
         return None
-    return tensor, dim % tensor.dim() if tensor.dim() else 0
+    return tensor, dim % tensor.dim()
 
 
-def read(logits: Tensor, dim: int, product: Product | None, heads: int | None, folded: bool) -> Seen | None:
-    """The call in `[B, H, T, S]` form.
+def is_over_keys(dim: int, known: Logits) -> bool:
+    """Whether a dimension of logits can be the keys: not one that both operands of their product have."""
+    name = known.names[dim]
+    return not name or known.contraction.operand(name) is not None
+
+
+def read_by_hand(logits: Tensor, dim: int, heads: int | None) -> Seen:
+    """A softmax of which nothing but its logits is known."""
+    logits = logits.movedim(dim, -1)
+    n = logits.dim() - 2
+    swapped = n == 2 and heads is not None and heads > 1 and logits.shape[1] != heads == logits.shape[2]
+    if swapped:
+        return Seen(NAME, None, logits=logits.transpose(1, 2))
+    plain = Arrangement((0,), ()) if n == 1 else Arrangement(tuple(range(n - 1)), (n - 1,) if n else ())
+    return Seen(NAME, None, logits=plain.apply(logits))
+
+
+def read(logits: Tensor, dim: int, known: Logits, heads: int | None, lineage: Lineage) -> Seen:
+    """A softmax over a product of two activations.
 
     Args:
         logits: what the softmax normalises.
         dim: along which dimension.
-        product: where the logits come from.
+        known: where the logits come from.
         heads: how many heads the owner says it has, if it does.
-        folded: whether the first of three dimensions holds batch times heads.
+        lineage: of the forward.
     """
-    if logits.dim() < 2:
+    product = known.contraction
+    key_name = known.names[dim]
+    side = product.operand(key_name) if key_name else None
+    if side is None:
+        return read_by_hand(logits, dim, heads)
+    keys, key_names = side
+    from_left = keys is product.left and key_names == product.left_names
+    queries, query_names = (
+        (product.right, product.right_names) if from_left else (product.left, product.left_names)
+    )
+    key_origin, query_origin = known.origins if from_left else known.origins[::-1]
+    root = lineage.root_of(queries)
+    alone = [n for n in query_names if n in known.names and product.operand(n) is not None]
+    rows_over = [
+        n for n in alone if root is None or not _is_inner(queries, query_names.index(n), root)
+    ] or alone
+    if not rows_over:
+        return read_by_hand(logits, dim, heads)
+    row_name = max(rows_over, key=known.names.index)
+    ends = row_name + key_name
+    whole = "" not in known.names
+    lead = [n for n in (known.names if whole else product.out) if n not in ends]
+    q = _permuted(queries, query_names, [*lead, row_name, product.contracted])
+    k = _permuted(keys, key_names, [*lead, key_name, product.contracted])
+    sizes = [max(a, b) for a, b in zip(q.shape[:-2], k.shape[:-2], strict=True)]
+    q = q.expand(*sizes, *q.shape[-2:])
+    places = [known.names.index(n) for n in ends]
+    logits = logits.permute(*(i for i in range(logits.dim()) if i not in places), *places)
+    arrangement = arrange_queries(q, lineage, query_origin, heads)
+    if not whole:
+        regrouped = _regrouped(logits, q, arrangement)
+        if regrouped is None:
+            return read_by_hand(logits, logits.dim() - 1, heads)
+        arrangement, logits = regrouped
+    shaped = arrangement.apply(logits.expand(*sizes, *logits.shape[-2:]))
+    query, key = arrangement.apply(q), arrangement.apply_to_keys(k, q)
+    explains = query.shape[2] == shaped.shape[2] and key.shape[2] == shaped.shape[3]
+    return Seen(
+        NAME,
+        Inputs(query, key, scale=known.scale, inner=known.inner) if explains else None,
+        logits=shaped,
+        tensors={"query": query, "key": key},
+        origins={"query": query_origin, "key": key_origin},
+        extra_keys=not explains,
+    )
+
+
+def _is_inner(tensor: Tensor, dim: int, root: LinearCall) -> bool:
+    return is_inner(tensor.shape[dim], tensor.stride(dim), root)
+
+
+def _permuted(tensor: Tensor, names: str, wanted: list[str]) -> Tensor:
+    """`tensor` with its dimensions in the wanted order, and size 1 for those that it lacks."""
+    for missing in (n for n in wanted if n not in names):
+        tensor, names = tensor.unsqueeze(-1), names + missing
+    return tensor.permute([names.index(n) for n in wanted])
+
+
+def _regrouped(logits: Tensor, q: Tensor, arrangement: Arrangement) -> tuple[Arrangement, Tensor] | None:
+    """Logits whose leading dimensions were split or joined since the product, grouped as the query's are."""
+    lead = logits.shape[:-2]
+    if lead.numel() != q.shape[:-2].numel():
         return None
-    arranged = logits.movedim(dim, -1)
-    shaped = _four_dimensional(arranged, heads, folded)
-    inputs = None
-    if product is not None and dim == logits.dim() - 1:
-        inputs = _inputs(product, arranged, shaped)
-    return Seen(NAME, inputs, logits=shaped)
-
-
-def _four_dimensional(logits: Tensor, heads: int | None, folded: bool) -> Tensor:
-    if logits.dim() == 2:
-        return logits[None, None]
-    if logits.dim() == 3:
-        n = logits.shape[0]
-        return logits.unflatten(0, (n // heads, heads)) if folded and heads else logits[:, None]
-    if logits.dim() == 4:
-        if heads and logits.shape[1] != heads and logits.shape[2] == heads:
-            return logits.transpose(1, 2)
-        return logits
-    if heads and logits.dim() == 5 and logits.shape[1] * logits.shape[2] == heads:
-        return logits.flatten(1, 2)  # [B, K, G, T, S]: grouped query heads
-    return logits.flatten(0, -4)
-
-
-def _inputs(product: Product, arranged: Tensor, shaped: Tensor) -> Inputs | None:
-    """q and k as `[B, H, T, D]` and `[B, K, S, D]`; None where their shapes do not explain the logits."""
-    b, h, t, s = shaped.shape
-    q, k = product.q, product.k
-    if q.shape[-2] != t or k.shape[-2] != s:
-        return None
-    if arranged.dim() == 5 and shaped.shape[1] == arranged.shape[1] * arranged.shape[2]:
-        if q.dim() != 5 or k.dim() != 5 or k.shape[2] != 1:
-            return None
-        return Inputs(q.flatten(1, 2), k[:, :, 0])
-    q_shaped = _shape_like(q, b, h)
-    k_shaped = _shape_like(k, b, h)
-    if k_shaped is None and k.dim() == 4 and k.shape[:2] == (b, 1):
-        k_shaped = k  # one key head for all: the product broadcasts it
-    if q_shaped is None or k_shaped is None:
-        return None
-    return Inputs(q_shaped, k_shaped)
-
-
-def _shape_like(x: Tensor, b: int, h: int) -> Tensor | None:
-    if x.dim() == 4 and x.shape[:2] == (b, h):
-        return x
-    if x.dim() == 3 and x.shape[0] == b * h:
-        return x.unflatten(0, (b, h))
-    if x.dim() == 2 and b * h == 1:
-        return x[None, None]
-    if x.dim() > 4 and x.shape[-3] == h and x.shape[:-3].numel() == b:
-        return x.flatten(0, -4)
-    return None
+    if q.dim() == 3 and len(lead) == 2 and not arrangement.folded:
+        arrangement = Arrangement((), (), folded=lead[1])
+    return arrangement, logits.reshape(*q.shape[:-2], *logits.shape[-2:])

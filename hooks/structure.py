@@ -1,4 +1,4 @@
-"""Whether a model can have attention at all: looked at before the first forward, so that a mistake costs nothing."""
+"""Whether a model can have attention at all: looked at before the first forward."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _DEPTH = 4
 def attention_candidates(model: nn.Module) -> list[str]:
     """Names of modules that may compute attention: by class, by name, or by what their forward calls.
 
-    Generous: what is listed may turn out to have none, but a model of which nothing is listed has none that could
-    be seen.
+    Generous: what is listed may turn out to have none, but a model of which nothing is listed has none that
+    could be seen.
     """
     verdicts: dict[type, bool] = {}
     found = []
@@ -32,6 +32,12 @@ def attention_candidates(model: nn.Module) -> list[str]:
         if verdicts[kind] or _has_word(name.rsplit(".", 1)[-1]):
             found.append(name)
     return found
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module's forward runs as compiled code, in which no function can be seen."""
+    wrapped = type(module).__name__ == "OptimizedModule"
+    return wrapped or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _has_word(text: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from entropy_monitor import measures
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks.calls import Role
+from entropy_monitor.hooks.projections import WeightPart
 from entropy_monitor.hooks.recorder import LayerParts
 
 UPDATE_FIGURES = ("grad_linf", "grad_l2", "update_sigma", "update_entropy")
@@ -24,16 +25,19 @@ class WeightWatcher:
     """Reads, on measured steps, what an optimizer step does to each layer's attention weights.
 
     Gradients are those that the optimizer uses: after accumulation, unscaling and clipping. An update is the
-    difference of the weights after and before the step.
+    difference of the weights after and before the step. Of several steps of one optimizer the last counts.
 
     Args:
         optimizers: whose steps; a parameter may be in any of them.
         layers: what is known of each layer, filled by the recorder.
         guard: keeps faults of the reading from the training.
+
+    Attributes:
+        armed: whether the next steps are read.
     """
 
     def __init__(
-        self, optimizers: tuple[Optimizer, ...], layers: Mapping[str, LayerParts], guard: Guard
+        self, optimizers: Sequence[Optimizer], layers: Mapping[str, LayerParts], guard: Guard
     ) -> None:
         self.armed = False
         self._layers = layers
@@ -46,64 +50,94 @@ class WeightWatcher:
             self._handles.append(optimizer.register_step_pre_hook(self._pre_step))
             self._handles.append(optimizer.register_step_post_hook(self._post_step))
 
+    def arm(self) -> None:
+        """Forget what was read, and read the next steps."""
+        self._forget()
+        self.armed = True
+
+    def disarm(self) -> None:
+        """Read no more, and forget what was read."""
+        self.armed = False
+        self._forget()
+
     def close(self) -> None:
         """Leave the optimizers as they were."""
+        self.disarm()
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self.forget()
 
-    def forget(self) -> None:
-        """Drop what was read, for the next measured step."""
+    @torch.no_grad()
+    def figures(self, layers: Sequence[str], device: torch.device) -> Tensor:
+        """What was read.
+
+        On accelerators `update_sigma` is an upper bound and `update_entropy` is not known: both would need
+        eigenvalues, which wait for the device.
+
+        Args:
+            layers: qualified names.
+            device: where the result lies.
+
+        Returns:
+            `[len(layers), len(UPDATE_FIGURES)]`, float32; entropies in nats; NaN = not known.
+        """
+        return torch.stack([self._layer_figures(name, device) for name in layers])
+
+    def _forget(self) -> None:
         self._gradients.clear()
         self._before.clear()
         self._updates.clear()
 
-    def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002
+    def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.armed:
-            self._guard.run("reading gradients", self._read_before, optimizer)
+            self._guard.run("reading gradients", self._read_before, optimizer, args, kwargs)
 
-    def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002
+    def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.armed:
-            self._guard.run("reading updates", self._read_after, optimizer)
+            self._guard.run("reading updates", self._read_after, optimizer, args, kwargs)
 
     @torch.no_grad()
-    def _read_before(self, optimizer: Optimizer) -> None:
-        mine = _parameters(optimizer)
+    def _read_before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not _has_closure(args, kwargs):
+            self._read_gradients(optimizer)
+        for key, part in self._parts_of(optimizer):
+            if key[1] in _UPDATED:
+                self._before[key] = part.matrix()
+
+    @torch.no_grad()
+    def _read_after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if _has_closure(args, kwargs):  # it made the gradients within the step
+            self._read_gradients(optimizer)
+        for key, part in self._parts_of(optimizer):
+            if key in self._before:
+                before = self._before.pop(key)
+                if part.parameter.grad is not None:
+                    self._updates[key] = part.matrix() - before
+
+    def _read_gradients(self, optimizer: Optimizer) -> None:
         scale = getattr(optimizer, "grad_scale", None)  # a fused step under GradScaler unscales inside
+        for parameter in {part.parameter for _, part in self._parts_of(optimizer)}:
+            if parameter.grad is not None:
+                self._gradients[parameter] = _norms(parameter.grad, scale)
+
+    def _parts_of(self, optimizer: Optimizer) -> Iterator[tuple[tuple[str, Role], WeightPart]]:
+        mine = {p for group in optimizer.param_groups for p in group["params"]}
         for name, parts in self._layers.items():
             for role, part in parts.weights.items():
-                parameter = part.parameter
-                if parameter not in mine or parameter.grad is None or is_sharded(parameter):
-                    continue
-                if parameter not in self._gradients:
-                    self._gradients[parameter] = _norms(parameter.grad, scale)
-                if role in _UPDATED:
-                    self._before[name, role] = part.matrix()
+                if part.parameter in mine and not _is_sharded(part.parameter):
+                    yield (name, role), part
 
-    @torch.no_grad()
-    def _read_after(self, optimizer: Optimizer) -> None:
-        mine = _parameters(optimizer)
-        for (name, role), before in list(self._before.items()):
-            part = self._layers[name].weights[role]
-            if part.parameter in mine:
-                self._updates[name, role] = part.matrix() - before
-                del self._before[name, role]
-
-    @torch.no_grad()
-    def figures(self, layer: str, device: torch.device) -> Tensor:
-        """`[len(UPDATE_FIGURES)]`, float32, of one layer; NaN = not known."""
-        parts = self._layers[layer]
-        unknown = torch.full((), math.nan, device=device)
-        parameters = dict.fromkeys(part.parameter for part in parts.weights.values())
+    def _layer_figures(self, layer: str, device: torch.device) -> Tensor:
+        parameters = {part.parameter for part in self._layers[layer].weights.values()}
         norms = [self._gradients[p] for p in parameters if p in self._gradients]
-        linf = torch.stack([n[0] for n in norms]).max() if norms else unknown
-        l2 = torch.stack([n[1] for n in norms]).square().sum().sqrt() if norms else unknown
-        updates = [u for role in _UPDATED if (u := self._updates.get((layer, role))) is not None]
-        sigma, entropy = unknown, unknown
+        updates = [self._updates[layer, role] for role in _UPDATED if (layer, role) in self._updates]
+        linf = l2 = sigma = entropy = torch.full((), math.nan, device=device)
+        if norms:
+            linf = torch.stack([linf for linf, _ in norms]).max()
+            l2 = torch.linalg.vector_norm(torch.stack([l2 for _, l2 in norms]))
         if len(updates) == len(_UPDATED):
             sigma = torch.stack([measures.largest_singular_value(u) for u in updates]).max()
-            if device.type == "cpu":  # eigenvalues would wait for an accelerator
+            if device.type == "cpu":
                 entropy = _joint_spectral_entropy(updates)
         return torch.stack([x.to(device, torch.float32) for x in (linf, l2, sigma, entropy)])
 
@@ -113,16 +147,22 @@ def _joint_spectral_entropy(updates: list[Tensor]) -> Tensor:
     energies = torch.stack([u.square().sum() for u in updates])
     shares = energies / energies.sum()
     own = torch.stack([measures.spectral_entropy(u) for u in updates])
-    return torch.where(shares > 0, shares * own, 0.0).sum() + torch.special.entr(shares).sum()
+    within = torch.where(shares > 0, shares * own, 0.0).sum()
+    between: Tensor = torch.special.entr(shares).sum()
+    return within + between
 
 
-def is_sharded(parameter: Tensor) -> bool:
-    """Whether a process holds only part of a parameter: its norms would need a collective."""
-    return type(parameter).__name__ == "DTensor" or hasattr(parameter, "device_mesh")
+def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether `optimizer.step(closure)` was called, from what its hooks get: the optimizer comes first."""
+    return kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
 
 
-def _parameters(optimizer: Optimizer) -> set[Tensor]:
-    return {p for group in optimizer.param_groups for p in group["params"]}
+def _is_sharded(parameter: Tensor) -> bool:
+    """Whether a process holds only part of a parameter: its norms would need a collective.
+
+    A DTensor has a mesh; a parameter flattened by FSDP is no matrix any more.
+    """
+    return hasattr(parameter, "device_mesh") or parameter.dim() < 2
 
 
 def _norms(gradient: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,26 @@ Severity = Literal["info", "warning", "severe"]
 
 def alert(severity: Severity = "warning", **evidence: Any) -> Alert:
     return Alert(
-        "entropy_collapse-0001", "entropy_collapse", severity, "b.0", (1,), 0, 0, None, "t", "m", "a", evidence
+        "entropy_collapse-0001",
+        "entropy_collapse",
+        severity,
+        "b.0",
+        (1,),
+        0,
+        0,
+        None,
+        "t",
+        "m",
+        "a",
+        evidence,
     )
 
 
 def alert_event(
-    step: int, event: Literal["opened", "updated", "closed"] = "opened", severity: Severity = "warning", **e: Any
+    step: int,
+    event: Literal["opened", "updated", "closed"] = "opened",
+    severity: Severity = "warning",
+    **e: Any,
 ) -> AlertEvent:
     return AlertEvent(event, step, alert(severity, **e))
 

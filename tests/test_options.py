@@ -28,7 +28,10 @@ def test_every(every: object) -> None:
         ("tensorboard", "loggers must be a list of loggers, got 'tensorboard'"),
         (None, "loggers must be a list of loggers, got None"),
         (["wandb"], r"loggers\[0\] is 'wandb'; a logger is an instance of a class derived from"),
-        ([ListSink(), ListSink], r"loggers\[1\] is <class .*ListSink'> \(the class: make an instance of it\)"),
+        (
+            [ListSink(), ListSink],
+            r"loggers\[1\] is <class .*ListSink'> \(the class: make an instance of it\)",
+        ),
         ([3.5], r"loggers\[0\] is 3.5"),
     ],
 )
@@ -81,7 +84,9 @@ def test_on_alert_step_and_thresholds() -> None:
         opt.check_on_alert("print")
     with pytest.raises(ConfigurationError, match=r"step must be an integer, got 1\.5"):
         opt.check_step(1.5)
-    with pytest.raises(ConfigurationError, match=r"thresholds must be entropy_monitor\.Thresholds\(…\), got dict"):
+    with pytest.raises(
+        ConfigurationError, match=r"thresholds must be entropy_monitor\.Thresholds\(…\), got dict"
+    ):
         opt.check_thresholds({})
     opt.check_on_alert(None)
     opt.check_step(None)
@@ -121,7 +126,9 @@ def test_example_inputs_leave_no_trace(form: str) -> None:
 
 
 def test_example_inputs_that_do_not_fit() -> None:
-    with pytest.raises(ConfigurationError, match=r"example_inputs: the forward of Tiny raised TypeError: .*tuple"):
+    with pytest.raises(
+        ConfigurationError, match=r"example_inputs: the forward of Tiny raised TypeError: .*tuple"
+    ):
         opt.check_attention(tiny(), (), {"y": 3})
 
 

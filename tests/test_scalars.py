@@ -23,9 +23,9 @@ def test_numbers_of_every_kind_in_order() -> None:
     log.add(3, None, None)
     assert len(log) == 9
     columns = log.take().columns([])
-    assert columns["step"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]  # type: ignore[union-attr]
+    assert columns["step"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert columns["name"] == ["loss", "lr", "tokens", "loss", "acc", "n", "loss", "x", "half"]
-    assert columns["value"].tolist() == [1.5, 0.1, 7, 2.5, 0.25, 3, 3.5, 4.5, 0.5]  # type: ignore[union-attr]
+    assert columns["value"].tolist() == [1.5, 0.1, 7, 2.5, 0.25, 3, 3.5, 4.5, 0.5]
     assert len(log) == 0
     assert log.take() == ScalarBatch()
 
@@ -55,7 +55,7 @@ def test_values_on_a_device_keep_their_place() -> None:
     batch = ScalarBatch(rows, (torch.tensor(0.0), 0.1, torch.tensor(0.0), 0.2))
     assert len(batch.tensors) == 2
     columns = batch.columns([5.0, 6.0])
-    assert columns["value"].tolist() == [5.0, 0.1, 6.0, 0.2]  # type: ignore[union-attr]
+    assert columns["value"].tolist() == [5.0, 0.1, 6.0, 0.2]
     assert columns["name"] == ["loss", "lr", "loss", "lr"]
 
 
@@ -77,7 +77,7 @@ def test_state_is_strict_json_and_exact() -> None:
     again.load_state_dict(json.loads(json.dumps(log.state_dict(), allow_nan=False)))
     one, two = log.take(), again.take()
     assert one.rows == two.rows
-    np.testing.assert_array_equal(one.values, two.values)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(one.values, two.values)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,8 @@ def test_what_is_no_number(loss: object, scalars: object, text: str) -> None:
         check_scalars(loss, scalars)
 
 
-@pytest.mark.parametrize("loss", [1, 0.5, True, np.float16(1), np.bool_(True), np.array([1]), torch.tensor(True)])
+@pytest.mark.parametrize(
+    "loss", [1, 0.5, True, np.float16(1), np.bool_(True), np.array([1]), torch.tensor(True)]
+)
 def test_what_is_one(loss: object) -> None:
     check_scalars(loss, {"x": loss})

@@ -1,0 +1,56 @@
+"""Which training steps are measured."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+
+
+class Schedule:
+    """One measured step in every block of `every` steps, whatever numbers the user gives to steps.
+
+    The coming step's number is foretold from the last two, so that counting by twos, or in samples, is
+    followed.
+
+    Args:
+        every: steps of a block.
+
+    Attributes:
+        next: the number that the coming step is expected to have.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.next = 0
+        self._every = every
+        self._last: int | None = None
+        self._measured: int | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether the coming step is to be measured."""
+        return self._measured is None or self.next // self._every != self._measured // self._every
+
+    def number(self, step: object) -> int:
+        """The number of the step that ends: the user's, or the expected one for None.
+
+        Raises:
+            TypeError: the user's is no integer.
+        """
+        return self.next if step is None else operator.index(step)  # type: ignore[arg-type]
+
+    def end(self, step: int, measured: bool) -> None:
+        """Note that a step ended."""
+        stride = 1 if self._last is None else max(1, step - self._last)
+        self._last, self.next = step, step + stride
+        if measured:
+            self._measured = step
+
+    def state_dict(self) -> dict[str, int | None]:
+        """Where the run is."""
+        return {"next": self.next, "last": self._last, "measured": self._measured}
+
+    def load_state_dict(self, state: Mapping[str, int | None]) -> None:
+        """Go on from there."""
+        self.next = state["next"] or 0
+        self._last = state["last"]
+        self._measured = state["measured"]

@@ -1,0 +1,126 @@
+"""Which leading dimensions of a query are sequences, and which are heads.
+
+Heads lie within the output features of the query projection, sequences among its rows: a view of that
+output shows by its strides which is which, also where heads are folded into the batch or split into
+groups. Copies fall back on the number of heads that the features, or the module's attributes, tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+from torch import Tensor
+
+from entropy_monitor.hooks.features import is_inner
+from entropy_monitor.hooks.lineage import Lineage, Origin
+from entropy_monitor.hooks.linears import LinearCall
+from entropy_monitor.hooks.provenance import has_rows_of
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How `[…, T, D]` becomes `[B, H, T, D]`.
+
+    Attributes:
+        sequences: leading dimensions that run over sequences, in order.
+        heads: leading dimensions that run over heads, the slowest first.
+        folded: heads within the one leading dimension; 0 where they are not folded.
+        heads_outside: whether that dimension runs over heads first, sequences within.
+    """
+
+    sequences: tuple[int, ...]
+    heads: tuple[int, ...]
+    folded: int = 0
+    heads_outside: bool = False
+
+    def alternatives(self) -> list[Arrangement]:
+        """The other orders in which the same dimensions may run."""
+        if self.folded:
+            return [replace(self, heads_outside=not self.heads_outside)]
+        return [replace(self, heads=order) for order in permutations(self.heads) if order != self.heads]
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """`[…, X, Y]` as `[B, H, X, Y]`; a view wherever possible."""
+        if self.folded:
+            n = tensor.shape[0]
+            if self.heads_outside:
+                return tensor.view(self.folded, n // self.folded, *tensor.shape[1:]).transpose(0, 1)
+            return tensor.view(n // self.folded, self.folded, *tensor.shape[1:])
+        order = (*self.sequences, *self.heads)
+        tensor = tensor.permute(*order, -2, -1)
+        n = len(self.sequences)
+        tensor = tensor.flatten(n, -3) if len(self.heads) > 0 else tensor.unsqueeze(n)
+        return tensor.flatten(0, n - 1) if n > 0 else tensor.unsqueeze(0)
+
+    def apply_to_keys(self, keys: Tensor, queries: Tensor) -> Tensor:
+        """`[…, S, D]` keys as `[B, K, S, D]`: like `apply`, key heads that queries share kept once."""
+        lead = list(queries.shape[:-2])
+        shared = [keys.shape[d] == 1 < lead[d] for d in self.heads]
+        if not self.folded and shared == sorted(shared):  # what is shared is the innermost
+            for d, alone in zip(self.heads, shared, strict=True):
+                lead[d] = 1 if alone else lead[d]
+        return self.apply(keys.expand(*lead, *keys.shape[-2:]))
+
+
+def arrange_queries(q: Tensor, lineage: Lineage, origin: Origin | None, heads: int | None) -> Arrangement:
+    """The arrangement of a query, by its memory, its projection's features, or the module's attributes."""
+    rows = None
+    if origin is not None:
+        count, head_size = origin.features.count, q.shape[-1]
+        rows = origin.linear.shape.numel() // origin.linear.features
+        told = count // head_size if count % head_size == 0 else 1
+        heads = told if told > 1 or heads is None or q.dim() == 3 else heads
+    root = lineage.root_of(q)
+    arrangement = arrange(q, root, heads, rows)
+    if origin is None or root is not None:
+        return arrangement
+    # A copy no longer shows in which order heads lie: the values do.
+    possible = [arrangement, *arrangement.alternatives()]
+    if len(possible) == 1:
+        return arrangement
+    question = (origin.linear.scope.module, origin.features, arrangement)
+    if question not in lineage.settled:  # looked at once: reading values waits for the device
+        found = next((a for a in possible if has_rows_of(a.apply(q), origin)), None)
+        if found is None:
+            return arrangement
+        lineage.settled[question] = found
+    settled: Arrangement = lineage.settled[question]
+    return settled
+
+
+def arrange(queries: Tensor, root: LinearCall | None, heads: int | None, rows: int | None) -> Arrangement:
+    """The arrangement of a query `[…, T, D]`.
+
+    Args:
+        queries: the query.
+        root: the linear map whose output it is a view of, if it is one.
+        heads: how many there are, where the projection's features or the module's attributes tell.
+        rows: how many rows the query projection had, if that is known.
+    """
+    lead, tokens = queries.shape[:-2], queries.shape[-2]
+    n = len(lead)
+    if root is not None:
+        inner = [i for i in range(n) if is_inner(lead[i], queries.stride(i), root)]
+        if inner:
+            inner.sort(key=queries.stride, reverse=True)
+            width = root.features * root.feature_stride
+            if n == 1 and lead[0] * queries.stride(0) > width:
+                return Arrangement((), (), folded=width // queries.stride(0))
+            return Arrangement(tuple(i for i in range(n) if i not in inner), tuple(inner))
+    if n == 0:
+        return Arrangement((), ())
+    if n == 1:
+        divides = heads is not None and heads > 1 and lead[0] % heads == 0
+        if divides and heads is not None and (rows is None or lead[0] * tokens == rows * heads):
+            return Arrangement((), (), folded=heads)
+        return Arrangement((0,), ())
+    if n == 2:
+        swapped = heads is not None and heads > 1 and lead[1] != heads and lead[0] == heads
+        return Arrangement((1,), (0,)) if swapped else Arrangement((0,), (1,))
+    first = n - 1
+    for i in range(n - 1, 0, -1):
+        if lead[i:].numel() == heads:
+            first = i
+            break
+    return Arrangement(tuple(range(first)), tuple(range(first, n)))

@@ -1,0 +1,195 @@
+"""Reads the torch functions of a watched forward: which are attention, projections, values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from entropy_monitor.hooks import multihead, sdpa, softmax
+from entropy_monitor.hooks.calls import AttentionCall, Role, Seen
+from entropy_monitor.hooks.linears import LinearCall
+from entropy_monitor.hooks.ownership import owner_of, projections_of, whole_projection
+from entropy_monitor.hooks.projections import Projection
+from entropy_monitor.hooks.scope import Scope, declared_heads
+from entropy_monitor.hooks.trace import Trace, Weighted
+
+
+class Receiver(Protocol):
+    """What is told of each attention call, inside the forward, without gradients."""
+
+    def attention(self, call: AttentionCall) -> None:
+        """One attention call, before the function itself runs."""
+
+    def projection(self, layer: str, role: Role, projection: Projection) -> None:
+        """W_V or W_O of a layer, as soon as it is known."""
+
+
+@dataclass
+class Sightings:
+    """What was seen and not measured: for the error that a model without attention gets."""
+
+    measured: int = 0
+    forwards: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    rejected: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Awaited:
+    """An attention output whose projection is still to come."""
+
+    layer: str
+    elements: int
+
+
+class Observer:
+    """Reads one forward.
+
+    Args:
+        names: qualified name of every module.
+        receiver: is told of each call.
+        sightings: where what is not measured is noted.
+        patterns: names of modules in which every softmax counts as attention.
+        settled: see `Lineage`.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[nn.Module, str],
+        receiver: Receiver,
+        sightings: Sightings,
+        patterns: Sequence[str],
+        settled: dict[Hashable, Any],
+    ) -> None:
+        self.scopes: list[Scope] = []
+        self._names = names
+        self._receiver = receiver
+        self._sightings = sightings
+        self._patterns = patterns
+        self._trace = Trace(settled)
+        self._calls: Counter[str] = Counter()
+        self._awaited: _Awaited | None = None
+
+    def enter(self, module: nn.Module) -> None:
+        """A module's forward begins."""
+        self.scopes.append(Scope(module, self.scopes[-1] if self.scopes else None))
+
+    def leave(self) -> None:
+        """The innermost forward ends."""
+        if self.scopes:
+            self.scopes.pop().close()
+
+    @torch.no_grad()
+    def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Attention itself, before it runs: it may work in place."""
+        source = _SOURCES[func]
+        with torch._C.DisableTorchFunction():
+            if source == sdpa.NAME:
+                seen: Seen | None = sdpa.read(args, kwargs, declared_heads(self.scopes), self._trace.lineage)
+            elif source == multihead.NAME:
+                seen = multihead.read(args, kwargs)
+            else:
+                seen = self._read_softmax(args, kwargs)
+            if seen is not None:
+                self._emit(seen)
+
+    def _read_softmax(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Seen | None:
+        found = softmax.logits_of(args, kwargs)
+        if found is None:
+            return None
+        logits, dim = found
+        heads = declared_heads(self.scopes)
+        known = self._trace.logits_of(logits)
+        if known is not None and softmax.is_over_keys(dim, known):
+            return softmax.read(logits, dim, known, heads, self._trace.lineage)
+        if self._named_by_hand():
+            return softmax.read_by_hand(logits, dim, heads)
+        why = (
+            "its logits are no product of two activations"
+            if known is None
+            else "that dimension is neither the queries' nor the keys' of the product behind its logits"
+        )
+        layer = self._names[self.scopes[-1].module]
+        self._sightings.rejected[layer] = f"softmax of shape {list(logits.shape)} over dimension {dim}: {why}"
+        return None
+
+    def _named_by_hand(self) -> bool:
+        return any(
+            fnmatchcase(self._names[scope.module], pattern)
+            for scope in self.scopes
+            for pattern in self._patterns
+        )
+
+    def _emit(self, seen: Seen) -> None:
+        layer = self._names[owner_of(seen, self.scopes)]
+        found = projections_of(seen, self._trace.lineage)
+        call = self._calls[layer]
+        self._calls[layer] += 1
+        self._sightings.measured += 1
+        self._receiver.attention(
+            AttentionCall(
+                layer,
+                call,
+                seen.source,
+                seen.inputs,
+                seen.logits,
+                found.get("query"),
+                found.get("key"),
+                seen.extra_keys,
+            )
+        )
+        for role in _LATER:
+            if role in found:
+                self._receiver.projection(layer, role, found[role])
+        if "output" not in found:
+            self._awaited = _Awaited(layer, seen.output_size)
+
+    @torch.no_grad()
+    def after(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor, module: nn.Module
+    ) -> None:
+        """What a function made: attention weights, a linear map's output, a product, or made of these."""
+        with torch._C.DisableTorchFunction():
+            if _SOURCES.get(func) == softmax.NAME:
+                if self._awaited is not None and self._awaited.elements == 0:
+                    self._trace.note_weights(result, self._awaited.layer)
+                return
+            event = self._trace.ran(func, args, kwargs, result, self.scopes[-1], module)
+            if isinstance(event, LinearCall):
+                self._maybe_output(event)
+            elif event is not None:
+                self._note_values(event)
+
+    def _note_values(self, event: Weighted) -> None:
+        """The operand of a layer's attention weights tells W_V, their product's size W_O."""
+        if self._awaited is not None and self._awaited.layer == event.layer:
+            self._awaited.elements = event.size
+        origin = self._trace.lineage.origin_of(event.values)
+        if origin is not None:
+            self._receiver.projection(event.layer, "value", whole_projection(origin))
+
+    def _maybe_output(self, linear: LinearCall) -> None:
+        """The first linear map of an attention's output is its W_O."""
+        awaited = self._awaited
+        x = linear.input
+        if awaited is None or x is None or x.numel() != awaited.elements:
+            return
+        self._awaited = None
+        self._receiver.projection(awaited.layer, "output", linear.whole())
+
+
+_LATER: tuple[Role, ...] = ("value", "output")
+_SOURCES: dict[Any, str] = {
+    **dict.fromkeys(sdpa.FUNCTIONS, sdpa.NAME),
+    **dict.fromkeys(multihead.FUNCTIONS, multihead.NAME),
+    **dict.fromkeys(softmax.FUNCTIONS, softmax.NAME),
+}
+
+ATTENTION: frozenset[Any] = frozenset(_SOURCES)
+"""The functions that attention ends in."""

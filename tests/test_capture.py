@@ -1,0 +1,204 @@
+"""`measure` and `capture`: what they return, keep and put back, and what they say when it goes wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import entropy_monitor as em
+from tests.hooks.test_zoo import built
+from tests.zoo import ZOO, figures
+from tests.zoo.decoders import NanoGPT
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_maps_equal_the_dense_ones(name: str) -> None:
+    model, inputs = built(ZOO[name])
+    with torch.random.fork_rng(), em.capture(model, maps=True) as seen:
+        model(*inputs)
+    for dense in ZOO[name].dense(model, *inputs):
+        blind = (dense.logits == -torch.inf).all(-1, keepdim=True)
+        want = dense.logits.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
+        torch.testing.assert_close(
+            seen.maps[dense.layer][dense.call].double(), want, rtol=0, atol=2e-5, check_stride=False
+        )
+
+
+@pytest.mark.parametrize("name", ["nanogpt-sdpa", "nanogpt-masked_fill", "mha-both-False", "hand-fairseq"])
+def test_some_rows_are_the_mean_of_those_rows(name: str) -> None:
+    from entropy_monitor.measures import systematic_rows
+
+    model, inputs = built(ZOO[name])
+    table = em.measure(model, *inputs, rows=4)
+    expected = ZOO[name].dense(model, *inputs)
+    rows = systematic_rows(expected[0].logits.shape[2], 4, 0)
+    for dense, (_, part) in zip(expected, table.groupby(["layer", "call"], sort=False), strict=True):
+        for field in ("logits", "q"):
+            setattr(dense, field, getattr(dense, field)[:, :, rows])
+        dense.x_q = dense.x_q[:, rows]
+        for column, want in figures(dense).items():
+            assert part[column].tolist() == pytest.approx(want.tolist(), abs=2e-5), column
+        assert (part.entropy_se > 0).all()
+
+
+def test_several_forwards_are_averaged_by_rows() -> None:
+    model = NanoGPT(True)
+    first, second = torch.randint(50, (3, 11)), torch.randint(50, (1, 5))
+    with em.capture(model) as seen:
+        model(first)
+        model(second)
+    a, b = em.measure(model, first), em.measure(model, second)
+    for column in ("entropy", "max_entropy", "floor_row", "floor_activation"):
+        want = (a[column] * a.rows_read + b[column] * b.rows_read) / (a.rows_read + b.rows_read)
+        assert seen.heads[column].tolist() == pytest.approx(want.tolist(), abs=1e-6)
+    assert seen.heads.max_logit.tolist() == a.max_logit.combine(b.max_logit, max).tolist()
+
+
+def test_floors_lie_below_the_entropy() -> None:
+    for name, entry in ZOO.items():
+        model, inputs = built(entry)
+        table = em.measure(model, *inputs)
+        for column in ("floor_row", "floor_activation", "floor_weights"):
+            assert not (table[column] > table.entropy + 1e-4).any(), (name, column)
+
+
+def test_chosen_maps() -> None:
+    model, x = NanoGPT(True), torch.randint(50, (2, 7))
+    with em.capture(model, maps={"h.1.*": [2]}) as seen:
+        model(x)
+        model(x)
+    assert {layer: [m.shape for m in maps] for layer, maps in seen.maps.items()} == {
+        "h.1.attn": [(2, 1, 7, 7)]
+    }
+
+
+class Restless(nn.Module):
+    """A forward that moves everything a forward can move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = NanoGPT(False, dropout=0.5), nn.BatchNorm1d(50)
+        self.register_buffer("count", torch.zeros(1))
+        self.register_buffer("cache", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count + 1
+        self.cache = torch.zeros(3)
+        self.norm.eval()
+        return F.dropout(self.norm.train()(self.inner(x).flatten(0, 1)), 0.5)
+
+
+def test_measure_puts_everything_back() -> None:
+    model, x = Restless(), torch.randint(50, (2, 7))
+    model.norm.eval()
+    count, buffers = model.count, {n: b.clone() for n, b in model.named_buffers()}
+    state = torch.get_rng_state()
+    em.measure(model, x)
+    assert model.count is count
+    assert model.cache is None
+    assert not model.norm.training
+    assert model.training
+    assert {n: b.tolist() for n, b in model.named_buffers()} == {n: b.tolist() for n, b in buffers.items()}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_untouched_buffers_are_not_written() -> None:
+    model, x = NanoGPT(False), torch.randint(50, (2, 7))
+    loss = model(x).sum()  # its graph holds the causal buffers
+    em.measure(model, x)
+    loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["nanogpt-sdpa", "nanogpt-masked_fill", "hand-inplace", "mha-bool-True"])
+def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    model, inputs = built(ZOO[name])
+    model = model.to(dtype)
+    inputs = [x.to(dtype) if x.is_floating_point() else x for x in inputs]
+    table = em.measure(model, *inputs)
+    tolerance = 1e-6 if dtype == torch.float64 else 2e-2
+    for dense, (_, part) in zip(
+        ZOO[name].dense(model, *inputs), table.groupby(["layer", "call"], sort=False), strict=True
+    ):
+        for column, want in figures(dense).items():
+            assert part[column].tolist() == pytest.approx(want.tolist(), rel=tolerance, abs=tolerance), column
+
+
+def test_autocast_reads_what_the_kernel_sees() -> None:
+    model, x = NanoGPT(True), torch.randint(50, (2, 7))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = em.measure(model, x)
+    full = em.measure(model, x)
+    assert low.entropy.tolist() == pytest.approx(full.entropy.tolist(), abs=2e-2)
+    assert low.sigma_qk.tolist() == full.sigma_qk.tolist()
+    assert low.entropy.tolist() != full.entropy.tolist()
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_encoder_fast_path_with_padding(mode: type) -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2).eval()
+    padding = torch.zeros(3, 7, dtype=torch.bool)
+    padding[0, 5:] = padding[1, 3:] = True
+    with mode(), em.capture(encoder) as seen:
+        encoder(torch.randn(3, 7, 16), src_key_padding_mask=padding)
+    log_n = torch.tensor([5.0, 3.0, 7.0]).log().mean().item()
+    assert list(seen.heads.layer.unique()) == ["layers.0.self_attn", "layers.1.self_attn"]
+    assert seen.heads.max_entropy.tolist() == pytest.approx([log_n] * 8)
+    assert set(seen.heads.rows_read) == {21}
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_transformer_layers_in_order_of_execution(train: bool) -> None:
+    model = nn.Transformer(16, 4, 2, 1, 32, batch_first=True).train(train)
+    table = em.measure(model, torch.randn(3, 7, 16), torch.randn(3, 5, 16))
+    names = ["encoder.layers.0.self_attn", "encoder.layers.1.self_attn"]
+    names += ["decoder.layers.0.self_attn", "decoder.layers.0.multihead_attn"]
+    assert list(table.layer.unique()) == names
+    assert table.layer_index.unique().tolist() == [0, 1, 2, 3]
+    assert table.rows_read[::4].tolist() == [21, 21, 15, 15]
+
+
+def test_an_adapter_that_starts_at_zero_is_no_projection() -> None:
+    model, inputs = built(ZOO["weights-adapter"])
+    nn.init.zeros_(model.b.weight)
+    table = em.measure(model, *inputs)
+    assert table[["sigma_q", "sigma_qk", "floor_weights"]].isna().all(axis=None)
+    assert table.sigma_k.notna().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": 0}, "rows must be a positive integer or 'all', got 0"),
+        ({"rows": True}, "rows must be a positive integer or 'all', got True"),
+        ({"owners": "h.0"}, "owners must be a list of name patterns, got the text 'h.0'"),
+        ({"owners": ["x.*"]}, "owners: no module is named 'x.*'; NanoGPT has NanoGPT, wte, wpe, h"),
+        ({"maps": "h.0"}, "maps must be True, a list of layer name patterns"),
+    ],
+)
+def test_wrong_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(em.ConfigurationError) as caught, em.capture(NanoGPT(True), **options):
+        pass
+    assert message in str(caught.value)
+
+
+def test_no_module() -> None:
+    with pytest.raises(em.ConfigurationError, match=r"model must be a torch.nn.Module, got dict"):
+        em.measure({})
+
+
+def test_no_attention() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1))
+    with pytest.raises(em.AttentionNotFoundError) as caught:
+        em.measure(model, torch.randn(2, 4))
+    text = str(caught.value)
+    assert "No attention was found in Sequential: looked for F.scaled_dot_product_attention" in text
+    assert "softmax of shape [2, 4] over dimension 1: its logits are no product" in text
+
+
+def test_empty_before_the_first_forward() -> None:
+    with em.capture(NanoGPT(True)) as seen:
+        assert seen.heads.empty
+        assert seen.maps == {}

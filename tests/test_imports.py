@@ -1,0 +1,137 @@
+"""Imports run one way, and `import entropy_monitor` stays light."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "entropy_monitor"
+HEAVY = ("wandb", "tensorboard", "matplotlib", "transformers", "jinja2", "sklearn", "IPython")
+
+# What each room may import of ours, beside itself.
+RULES = {
+    "errors": set[str](),
+    "guard": set[str](),
+    "schedule": set[str](),
+    "records": {"errors"},
+    "measures": {"errors"},
+    "hooks": {"measures", "errors", "guard"},
+    "analyzer": {"records", "errors"},
+    "store": {"records", "errors"},
+    "figures": {"records", "errors", "run", "frames"},
+    "dashboards": {"records", "store", "run", "errors", "figures", "frames"},
+    "step_report": {"records"},
+    "delivery": {"records", "guard"},
+    "scalars": {"records", "errors"},
+}
+# The monitor and what it is made of: given its sinks, it knows no dashboard and no figure.
+MONITOR = {
+    "monitor",
+    "pipeline",
+    "alerting",
+    "transfer",
+    "options",
+    "delivery",
+    "scalars",
+    "capture",
+    "recording",
+}
+FORBIDDEN_TO_MONITOR = {"dashboards", "figures", "run", "cli", "demo"}
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(source: str) -> set[str]:
+    """Rooms that a file imports, wherever in it the import stands; those for type checking alone are left out."""
+    tree = ast.parse(source)
+    only_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in only_types:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = "entropy_monitor." if node.level else ""
+            module = f"{base}{node.module or ''}"
+            names |= {
+                f"{module}.{alias.name}" if module == "entropy_monitor" else module for alias in node.names
+            }
+    return {name.split(".")[1] for name in names if name.startswith("entropy_monitor.")}
+
+
+def violations(room: str, source: str) -> set[str]:
+    found = imported(source) - {room}
+    if room in RULES:
+        return found - RULES[room]
+    return found & FORBIDDEN_TO_MONITOR if room in MONITOR else set()
+
+
+def sources() -> list[Path]:
+    folders = os.walk(PACKAGE, followlinks=True)  # hooks and dashboards are links
+    return sorted(
+        Path(folder) / file for folder, _, files in folders for file in files if file.endswith(".py")
+    )
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    assert violations(room_of(path), path.read_text()) == set()
+
+
+def test_every_room_is_looked_at() -> None:
+    rooms = {room_of(path) for path in sources()}
+    assert (set(RULES) | MONITOR) <= rooms
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        ("measures", "from entropy_monitor.hooks import Watcher"),
+        ("measures", "import entropy_monitor.records"),
+        ("records", "from entropy_monitor import store"),
+        ("hooks", "def f():\n    from entropy_monitor.analyzer import Analyzer"),
+        ("analyzer", "from entropy_monitor.hooks.recorder import Harvest"),
+        ("dashboards", "from entropy_monitor.monitor import EntropyMonitor"),
+        ("monitor", "from entropy_monitor.dashboards import WandbLogger"),
+        ("guard", "from . import errors"),
+    ],
+)
+def test_a_planted_violation_is_found(room: str, line: str) -> None:
+    assert violations(room, line)
+
+
+def test_imports_for_types_alone_are_allowed() -> None:
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from entropy_monitor.run import Run"
+    assert violations("monitor", source) == set()
+
+
+def loaded_by(statement: str) -> set[str]:
+    script = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(HEAVY) & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["entropy_monitor", "entropy_monitor.dashboards", "entropy_monitor.hooks"])
+def test_the_import_is_light(name: str) -> None:
+    assert loaded_by(f"import {name}") == set()
+
+
+def test_a_planted_import_is_found() -> None:
+    assert loaded_by("import entropy_monitor, jinja2") == {"jinja2"}
