@@ -138,7 +138,7 @@ class Alert:
     """One event in the life of a run, from its first sign to its end.
 
     Attributes:
-        id: unique in the run, stable while the alert lives.
+        id: stable while the alert lives; unique in the run together with `opened`.
         kind: which detector found it, such as `entropy_collapse`.
         severity: how bad it is.
         layer: qualified name of the layer; empty when it concerns the whole run.

@@ -13,10 +13,7 @@ import torch
 DEMO_STEPS = 120
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """The tests run in parallel; torch's own threads would only fight over the cores."""
-    torch.set_num_threads(1)
+torch.set_num_threads(1)  # the tests run in parallel: torch's own threads would only fight over the cores
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def room_of(path: Path) -> str:
 
 
 def imported(source: str) -> set[str]:
-    """Rooms that a file imports, wherever in it the import stands; those for type checking alone are left out."""
+    """Rooms that a file imports, at its top or within; what only type checking needs is left out."""
     tree = ast.parse(source)
     only_types = {
         id(inner)
@@ -68,9 +68,8 @@ def imported(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = "entropy_monitor." if node.level else ""
             module = f"{base}{node.module or ''}"
-            names |= {
-                f"{module}.{alias.name}" if module == "entropy_monitor" else module for alias in node.names
-            }
+            whole = module == "entropy_monitor"
+            names |= {f"{module}.{alias.name}" if whole else module for alias in node.names}
     return {name.split(".")[1] for name in names if name.startswith("entropy_monitor.")}
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from entropy_monitor import EntropyMonitor, load_run, measure
+from entropy_monitor import Alert, EntropyMonitor, load_run, measure
 from tests.training import (
     ATTENTIONS,
     CLASSES,
@@ -223,7 +223,7 @@ def test_rows_are_read_where_they_were_asked_for(start: Start) -> None:
 def test_a_collapse_opens_an_alert(start: Start) -> None:
     told: list[str] = []
     model, optimizer, monitor, sink = start(every=1, on_alert=lambda a: told.append(a.id))
-    opened = []
+    opened: list[Alert] = []
 
     def after(loss: torch.Tensor) -> None:
         report = monitor.step(loss)
@@ -234,7 +234,7 @@ def test_a_collapse_opens_an_alert(start: Start) -> None:
                     part.weight.mul_(1.6)
 
     train(model, optimizer, 30, after)
-    assert [a.layer for a in monitor.open_alerts][0] == "blocks.0"
+    assert monitor.open_alerts[0].layer == "blocks.0"
     monitor.close()
     assert opened
     assert told[0] == opened[0].id

@@ -134,6 +134,7 @@ def site_name(bound: list[tuple[Any, str]]) -> str:
     return bound[0][1] if owner is None else f"{owner}.{bound[0][1]}"
 
 
+@pytest.mark.slow
 def test_a_fault_at_any_call_stays_inside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sites = {name: code for name, code in called(tmp_path / "probe").items() if name not in DOORS}
     assert len(sites) > 100
@@ -150,7 +151,7 @@ def test_a_fault_at_any_call_stays_inside(tmp_path: Path, caplog: pytest.LogCapt
             def inject(monitor: EntropyMonitor, code: CodeType = code) -> None:
                 for holder, attribute in places[code]:
                     is_property = isinstance(vars(holder)[attribute], property)
-                    patch.setattr(holder, attribute, property(broken) if is_property else broken)  # noqa: B023
+                    patch.setattr(holder, attribute, property(broken) if is_property else broken)
 
             try:
                 result, monitor = watched_training(tmp_path / str(i), inject)
@@ -169,19 +170,21 @@ def test_a_fault_at_any_call_stays_inside(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_a_fault_at_a_door_would_be_seen(tmp_path: Path) -> None:
     """The check above can fail: without the guard the same fault escapes."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="broken by hand"):
 
-        def unguarded(self: object, part: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            return call(*args, **kwargs)
+    def unguarded(self: object, part: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)
 
-        def broken(*args: object, **kwargs: object) -> None:
-            raise RuntimeError("broken by hand")
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("broken by hand")
+
+    with pytest.MonkeyPatch.context() as patch:
 
         def inject(monitor: EntropyMonitor) -> None:
             patch.setattr("entropy_monitor.guard.Guard.run", unguarded)
             patch.setattr("entropy_monitor.hooks.recorder.Recorder.attention", broken)
 
-        watched_training(tmp_path / "run", inject)
+        with pytest.raises(RuntimeError, match="broken by hand"):
+            watched_training(tmp_path / "run", inject)
 
 
 @pytest.fixture(autouse=True)

@@ -68,10 +68,15 @@ def test_steps_after_close_do_nothing(tmp_path: Path) -> None:
 def test_a_with_block_closes_and_lets_errors_through(tmp_path: Path) -> None:
     sink = ListSink()
     model, optimizer, monitor = start(tmp_path, every=1, loggers=[sink])
-    with pytest.raises(KeyError, match="the user's own"), monitor as entered:
-        assert entered is monitor
-        train(model, optimizer, 1, monitor.step)
-        raise KeyError("the user's own")
+    train(model, optimizer, 1, monitor.step)
+
+    def loop() -> None:
+        with monitor as entered:
+            assert entered is monitor
+            raise KeyError("the user's own")
+
+    with pytest.raises(KeyError, match="the user's own"):
+        loop()
     assert sink.calls[-1] == "close"
     assert not torch_module._global_forward_hooks
 

@@ -67,7 +67,7 @@ def test_optimizers_are_unwrapped() -> None:
     assert opt.check_optimizers([Wrapped(Wrapped(one)), two], model) == (one, two)
 
 
-@pytest.mark.parametrize("given", ["adam", torch.optim.SGD, Wrapped(3)], ids=str)
+@pytest.mark.parametrize("given", ["adam", torch.optim.SGD, Wrapped(3)], ids=["text", "class", "wrapped"])
 def test_no_optimizer(given: object) -> None:
     text = f"optimizer must be a torch.optim.Optimizer, or a list of them, got {type(given).__name__}"
     with pytest.raises(ConfigurationError, match=text):
@@ -106,7 +106,7 @@ def test_owners_that_name_nothing() -> None:
 
 
 def test_a_compiled_model_or_part() -> None:
-    with pytest.raises(ConfigurationError, match="OptimizedModule is compiled: .* cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"OptimizedModule is compiled: .* cannot be read"):
         opt.check_attention(torch.compile(tiny(), backend="eager"), (), None)
     model = tiny()
     model.blocks[1].compile(backend="eager")
