@@ -66,7 +66,9 @@ def capture(
 ) -> Iterator[Capture]:
     """Measure the attention of whatever forwards of `model` run inside the block.
 
-    Training, evaluation, generation: every forward counts, and none is changed.
+    Training, evaluation, generation: every forward counts, and none is changed, but for one thing: torch's
+    native fast path of `nn.TransformerEncoder` in eval mode without gradients is not taken meanwhile, so that
+    such a forward differs from an unwatched one by rounding, and in rows that are padding.
 
     Args:
         model: any module that contains attention.
@@ -158,7 +160,10 @@ def not_found(model: nn.Module, sightings: Sightings) -> str:
             "give the original module"
         )
     elif sightings.forwards == 0:
-        reason = "no forward of this model ran"
+        reason = (
+            "no forward of this model ran (if torch.compile made another module of it: that one's attention "
+            "cannot be read)"
+        )
     elif sightings.skipped and sum(sightings.skipped.values()) == sightings.forwards:
         parts = ", ".join(f"{count} {why}" for why, count in sightings.skipped.items())
         reason = f"its forwards were left out: {parts} (training forwards have gradients and train mode)"
