@@ -6,7 +6,7 @@ import atexit
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal
@@ -127,7 +127,13 @@ class EntropyMonitor:
         self._store = RunWriter(self.run_dir, rank=rank)
         info = RunInfo(
             model=description,
-            options={"every": every, "rows": rows, "owners": list(owners)},
+            options={
+                "every": every,
+                "rows": rows,
+                "owners": list(owners),
+                "optimizers": [type(o).__name__ for o in optimizers],
+                "thresholds": asdict(limits),
+            },
             versions=opt.versions(),
             run_dir=str(self.run_dir),
             session=next_session(self.run_dir, description, rank),

@@ -81,10 +81,8 @@ def arrange_queries(q: Tensor, lineage: Lineage, origin: Origin | None, heads: i
         return arrangement
     question = (origin.linear.scope.module, origin.features, arrangement)
     if question not in lineage.settled:  # looked at once: reading values waits for the device
-        found = next((a for a in possible if has_rows_of(a.apply(q), origin)), None)
-        if found is None:
-            return arrangement
-        lineage.settled[question] = found
+        found = (a for a in possible if has_rows_of(a.apply(q), origin))
+        lineage.settled[question] = next(found, arrangement)
     settled: Arrangement = lineage.settled[question]
     return settled
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import multihead, sdpa, softmax
 from entropy_monitor.hooks.calls import AttentionCall, Role, Seen
 from entropy_monitor.hooks.linears import LinearCall
@@ -18,6 +19,8 @@ from entropy_monitor.hooks.ownership import owner_of, projections_of, whole_proj
 from entropy_monitor.hooks.projections import Projection
 from entropy_monitor.hooks.scope import Scope, declared_heads
 from entropy_monitor.hooks.trace import Trace, Weighted
+
+P = ParamSpec("P")
 
 
 class Receiver(Protocol):
@@ -34,7 +37,6 @@ class Receiver(Protocol):
 class Sightings:
     """What was seen and not measured: for the error that a model without attention gets."""
 
-    measured: int = 0
     forwards: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     rejected: dict[str, str] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class Observer:
     Args:
         names: qualified name of every module.
         receiver: is told of each call.
+        guard: keeps a fault of one layer to that layer.
         sightings: where what is not measured is noted.
         patterns: names of modules in which every softmax counts as attention.
         settled: see `Lineage`.
@@ -63,6 +66,7 @@ class Observer:
         self,
         names: Mapping[nn.Module, str],
         receiver: Receiver,
+        guard: Guard,
         sightings: Sightings,
         patterns: Sequence[str],
         settled: dict[Hashable, Any],
@@ -70,6 +74,7 @@ class Observer:
         self.scopes: list[Scope] = []
         self._names = names
         self._receiver = receiver
+        self._guard = guard
         self._sightings = sightings
         self._patterns = patterns
         self._trace = Trace(settled)
@@ -131,8 +136,9 @@ class Observer:
         found = projections_of(seen, self._trace.lineage)
         call = self._calls[layer]
         self._calls[layer] += 1
-        self._sightings.measured += 1
-        self._receiver.attention(
+        self._tell(
+            layer,
+            self._receiver.attention,
             AttentionCall(
                 layer,
                 call,
@@ -142,11 +148,11 @@ class Observer:
                 found.get("query"),
                 found.get("key"),
                 seen.extra_keys,
-            )
+            ),
         )
         for role in _LATER:
             if role in found:
-                self._receiver.projection(layer, role, found[role])
+                self._tell(layer, self._receiver.projection, layer, role, found[role])
         if "output" not in found:
             self._awaited = _Awaited(layer, seen.output_size)
 
@@ -172,7 +178,7 @@ class Observer:
             self._awaited.elements = event.size
         origin = self._trace.lineage.origin_of(event.values)
         if origin is not None:
-            self._receiver.projection(event.layer, "value", whole_projection(origin))
+            self._tell(event.layer, self._receiver.projection, event.layer, "value", whole_projection(origin))
 
     def _maybe_output(self, linear: LinearCall) -> None:
         """The first linear map of an attention's output is its W_O."""
@@ -181,7 +187,11 @@ class Observer:
         if awaited is None or x is None or x.numel() != awaited.elements:
             return
         self._awaited = None
-        self._receiver.projection(awaited.layer, "output", linear.whole())
+        self._tell(awaited.layer, self._receiver.projection, awaited.layer, "output", linear.whole())
+
+    def _tell(self, layer: str, receive: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Tell the receiver; a layer that cannot be measured must not take the others with it."""
+        self._guard.run(f"reading {layer}", receive, *args, **kwargs)
 
 
 _LATER: tuple[Role, ...] = ("value", "output")

@@ -142,8 +142,13 @@ def _statistics(call: AttentionCall, rows: Tensor | None) -> tuple[RowStatistics
         )
     else:
         raise ValueError(f"attention call of {call.layer}: neither logits nor all that makes them")
-    scale = torch.as_tensor(steepest(i), device=stats.entropy.device).detach()
-    return stats, scale if scale.dim() == 0 else scale.squeeze(-1)
+    scale = steepest(i)
+    if scale is None:
+        return stats, None
+    if isinstance(scale, Tensor):
+        return stats, scale.detach() if scale.dim() == 0 else scale.detach().squeeze(-1)
+    # Filled on the device: a copy from the host would wait for it.
+    return stats, torch.full((), scale, device=stats.entropy.device)
 
 
 def _floors(

@@ -98,6 +98,7 @@ class Recorder:
         self._step = step
         self._readings: dict[tuple[str, int], CallReading] = {}
         self._sigmas: dict[tuple[str, Role], Tensor] = {}
+        self._broken: set[tuple[str, int]] = set()
         self._row_cache: dict[tuple[int, torch.device], Tensor | None] = {}
 
     @property
@@ -112,13 +113,14 @@ class Recorder:
 
     def projection(self, layer: str, role: Role, projection: Projection) -> None:
         """See `Receiver`."""
-        if (layer, role) in self._sigmas:
-            return
-        self._sigmas[layer, role] = measures.largest_singular_value(projection.matrix())
-        parts = self.layers[layer]
-        parts.projections[role] = projection.describe()
-        if (part := projection.part_of_parameter()) is not None:
-            parts.weights[role] = part
+        with self._lock:
+            if (layer, role) in self._sigmas:
+                return
+            self._sigmas[layer, role] = measures.largest_singular_value(projection.matrix())
+            parts = self.layers[layer]
+            parts.projections[role] = projection.describe()
+            if (part := projection.part_of_parameter()) is not None:
+                parts.weights[role] = part
 
     def harvest(self) -> Harvest:
         """What was read since `begin`. Valid until the next `begin`."""
@@ -152,12 +154,20 @@ class Recorder:
         if call.key is not None:
             self.projection(call.layer, "key", call.key)
         key = (call.layer, call.call)
+        if key in self._broken:
+            return
         reading = self._readings.get(key)
         if reading is None:
             reading = self._readings[key] = CallReading(call)
             if self._keep_evidence:
                 reading.map = evidence_map(call)
-        reading.add(call, self._rows_of(call))
+        try:
+            reading.add(call, self._rows_of(call))
+        except Exception:
+            # The rest of a step's rows would pass for all of them.
+            self._broken.add(key)
+            del self._readings[key]
+            raise
         self._keep_full_map(call)
 
     def _rows_of(self, call: AttentionCall) -> Tensor | None:

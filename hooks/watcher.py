@@ -168,7 +168,9 @@ class Watcher:
         forward.mode.on()
 
     def _observer(self) -> Observer:
-        return Observer(self.names, self._receiver, self.sightings, self._patterns, self._settled)
+        return Observer(
+            self.names, self._receiver, self._guard, self.sightings, self._patterns, self._settled
+        )
 
     def _suspend(self, module: nn.Module) -> None:
         """Leave compiled code alone: it shows no functions, and a mode would make it compile anew."""

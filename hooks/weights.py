@@ -129,25 +129,26 @@ class WeightWatcher:
 
     def _layer_figures(self, layer: str, device: torch.device) -> Tensor:
         parameters = {part.parameter for part in self._layers[layer].weights.values()}
-        norms = [self._gradients[p] for p in parameters if p in self._gradients]
+        gradients = [self._gradients[p] for p in parameters if p in self._gradients]
         updates = [self._updates[layer, role] for role in _UPDATED if (layer, role) in self._updates]
         linf = l2 = sigma = entropy = torch.full((), math.nan, device=device)
-        if norms:
-            linf = torch.stack([linf for linf, _ in norms]).max()
-            l2 = torch.linalg.vector_norm(torch.stack([l2 for _, l2 in norms]))
+        if gradients:
+            linf = torch.stack([linf for linf, _ in gradients]).max()
+            l2 = torch.linalg.vector_norm(torch.stack([l2 for _, l2 in gradients]))
         if len(updates) == len(_UPDATED):
-            sigma = torch.stack([measures.largest_singular_value(u) for u in updates]).max()
             if device.type == "cpu":
-                entropy = _joint_spectral_entropy(updates)
+                norms, entropies = zip(*(measures.spectrum(u) for u in updates), strict=True)
+                sigma, entropy = torch.stack(norms).max(), _joint_entropy(updates, entropies)
+            else:
+                sigma = torch.stack([measures.largest_singular_value(u) for u in updates]).max()
         return torch.stack([x.to(device, torch.float32) for x in (linf, l2, sigma, entropy)])
 
 
-def _joint_spectral_entropy(updates: list[Tensor]) -> Tensor:
+def _joint_entropy(updates: Sequence[Tensor], entropies: Sequence[Tensor]) -> Tensor:
     """Spectral entropy of all singular values together, by the chain rule: `Σ w_i H_i - Σ w_i log w_i`."""
     energies = torch.stack([u.square().sum() for u in updates])
     shares = energies / energies.sum()
-    own = torch.stack([measures.spectral_entropy(u) for u in updates])
-    within = torch.where(shares > 0, shares * own, 0.0).sum()
+    within = torch.where(shares > 0, shares * torch.stack(list(entropies)), 0.0).sum()
     between: Tensor = torch.special.entr(shares).sum()
     return within + between
 

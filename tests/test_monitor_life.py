@@ -19,6 +19,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from entropy_monitor import EntropyMonitor, load_run
@@ -264,3 +266,36 @@ def test_events_found_while_saving_are_in_the_next_report(
     opened: list[Alert] = [a for r in reports for a in r.alerts]
     assert [a.opened for a in opened] == [1]
     assert np.isfinite(load_run(tmp_path).heads["entropy"]).all()
+
+
+class _Shrinking(nn.Module):
+    """Self-attention whose number of heads is what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.heads = nn.Linear(8, 24), 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_a_layer_that_cannot_be_measured_leaves_the_others_alone(tmp_path: Path) -> None:
+    model = nn.Sequential(_Shrinking(), _Shrinking(), _Shrinking())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with EntropyMonitor(model, optimizer=optimizer, run_dir=tmp_path, every=1) as monitor:
+        for step in range(8):
+            for heads in (
+                (2, 4, 4) if step else (2, 2, 2)
+            ):  # micro-batches that disagree on the heads of layer 1
+                model[1].heads = heads
+                loss = model(torch.randn(2, 5, 8)).sum()
+                loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+        assert set(monitor.faults) == {"reading 1"}
+    heads = load_run(tmp_path).heads
+    assert sorted(heads.loc[heads["layer"] == "0", "step"].unique()) == list(range(8))
+    assert sorted(heads.loc[heads["layer"] == "2", "step"].unique()) == list(range(8))
+    # Of the layer at fault, no figure of half a step.
+    assert list(heads.loc[heads["layer"] == "1", "step"].unique()) == [0]

@@ -34,6 +34,7 @@ from entropy_monitor.measures.spectral import (
     spectral_entropy,
     spectral_norm,
     spectral_norm_bound,
+    spectrum,
     update_spectral_norm_bound,
 )
 
@@ -60,6 +61,7 @@ __all__ = [
     "spectral_entropy",
     "spectral_norm",
     "spectral_norm_bound",
+    "spectrum",
     "systematic_rows",
     "systematic_standard_error",
     "update_spectral_norm_bound",

@@ -20,7 +20,6 @@ _SQUARINGS = 6
 _JITTER = 4.0  # roundings of a Gram matrix, in units of eps · trace
 
 
-@torch.no_grad()
 def spectral_norm(w: Tensor) -> Tensor:
     """Largest singular value, from the eigenvalues of the smaller Gram matrix.
 
@@ -36,14 +35,7 @@ def spectral_norm(w: Tensor) -> Tensor:
     Raises:
         ConfigurationError: if w is not a floating matrix.
     """
-    _require_matrix(w)
-    with exact(w.device):
-        g, factor = grams(w)
-        if g.shape[-1] == 0:
-            return factor
-        top = torch.linalg.eigvalsh(g)[..., -1].clamp(min=0)
-        norm: Tensor = factor * top.sqrt() * _safety(w)
-        return norm
+    return spectrum(w)[0]
 
 
 @torch.no_grad()
@@ -125,7 +117,6 @@ def sigma_qk(w_q: Tensor, w_k: Tensor, *, bound: bool | None = None) -> Tensor:
         return (norm * (1 + torch.finfo(dtype).eps)).to(dtype)
 
 
-@torch.no_grad()
 def spectral_entropy(w: Tensor) -> Tensor:
     """Entropy `-Σ p_i log p_i` in nats of `p_i = s_i² / Σ_j s_j²`, s the singular values.
 
@@ -141,15 +132,31 @@ def spectral_entropy(w: Tensor) -> Tensor:
     Raises:
         ConfigurationError: if w is not a floating matrix.
     """
+    return spectrum(w)[1]
+
+
+@torch.no_grad()
+def spectrum(w: Tensor) -> tuple[Tensor, Tensor]:
+    """`spectral_norm` and `spectral_entropy` at the cost of one of them; waits for an accelerator.
+
+    Args:
+        w: `[..., m, n]`, any floating dtype.
+
+    Returns:
+        Norm and entropy (nats), `[...]` each.
+
+    Raises:
+        ConfigurationError: if w is not a floating matrix.
+    """
     _require_matrix(w)
     with exact(w.device):
         g, factor = grams(w)
         if g.shape[-1] == 0:
-            return torch.full_like(factor, math.nan)
+            return factor, torch.full_like(factor, math.nan)
         values = torch.linalg.eigvalsh(g).clamp(min=0)
         p = values / values.sum(-1, keepdim=True)  # 0 / 0 for a zero matrix
-        entropy: Tensor = torch.special.entr(p).sum(-1) + 0 * factor
-        return entropy
+        norm = factor * values[..., -1].sqrt() * _safety(w)
+        return norm, torch.special.entr(p).sum(-1) + 0 * factor
 
 
 @torch.no_grad()

@@ -1,0 +1,30 @@
+"""What is built holds every room."""
+
+from __future__ import annotations
+
+from configparser import ConfigParser
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_package_is_listed_for_the_wheel() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = set(config["options"]["packages"].split())
+    homes = {"entropy_monitor": ROOT / "entropy_monitor"}
+    homes |= {f"entropy_monitor.{name}": ROOT / name for name in ("hooks", "dashboards")}
+    found = set(homes)
+    for init in (ROOT / "entropy_monitor").rglob("__init__.py"):
+        found.add(".".join(init.parent.relative_to(ROOT).parts))
+    assert listed == found
+
+
+def test_data_files_are_listed_for_the_wheel() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    patterns = config["options.package_data"]["entropy_monitor.dashboards"].replace(" ", "").split(",")
+    data = [p for p in (ROOT / "dashboards").iterdir() if p.is_file() and p.suffix != ".py"]
+    assert data
+    for path in data:
+        assert any(path.match(pattern) for pattern in patterns), path
