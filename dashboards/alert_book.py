@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from entropy_monitor.errors import RunDirectoryError
-from entropy_monitor.records import Alert, AlertEvent, RunInfo, Severity
+from entropy_monitor.records import Alert, AlertEvent, RunInfo, severity_rank
 from entropy_monitor.store import read_run
-
-RANK: dict[Severity, int] = {"info": 0, "warning": 1, "severe": 2}
-"""Severities in order."""
 
 
 class AlertBook:
@@ -27,7 +24,7 @@ class AlertBook:
         self._alerts[identity] = alert
         if event.event == "closed" or alert.closed is not None:
             return False
-        return before is None or RANK[alert.severity] > RANK[before.severity]
+        return before is None or severity_rank(alert.severity) > severity_rank(before.severity)
 
     def restore(self, events: Iterable[AlertEvent], before: int) -> None:
         """Takes in what earlier processes of the run found before the step that it is continued at."""

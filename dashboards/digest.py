@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from entropy_monitor.frames import SHARE, RunTables, finite, scalar, with_share
+from entropy_monitor.phrases import percent as plain_percent
+from entropy_monitor.records import SEVERITIES, severity_rank
 
 Verdict = Literal["sound", "watch", "trouble", "unknown"]
-SEVERITIES = ("severe", "warning", "info")
 
 _LAST_LOSSES = 10
 """Values whose mean is the final loss: one batch alone is noise."""
@@ -98,7 +99,7 @@ class Advice:
 def digest(run: RunTables) -> Digest:
     """Sums up one run. Empty tables and values that are not finite are no error."""
     heads, alerts, loss = with_share(run.heads), run.alerts, scalar(run)
-    counts = {
+    counts: dict[str, int] = {
         severity: int((alerts["severity"] == severity).sum()) if len(alerts) else 0 for severity in SEVERITIES
     }
     broken = loss.index[finite(loss).isna()]
@@ -130,17 +131,12 @@ def digest(run: RunTables) -> Digest:
     return replace(summed, words=_words(summed, history([run])))
 
 
-def rank(severity: str) -> int:
-    """Place of a severity, 0 the worst; one that is not known comes last."""
-    return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
-
-
 def alert_rows(run: RunTables) -> list[dict[str, Any]]:
     """The alerts as dicts, the worst first, then in order of opening; `closed` is an int or None."""
     rows = [{str(key): value for key, value in row.items()} for row in run.alerts.to_dict("records")]
     for row in rows:
         row["closed"] = None if pd.isna(row["closed"]) else int(row["closed"])
-    return sorted(rows, key=lambda row: (rank(row["severity"]), row["opened"]))
+    return sorted(rows, key=lambda row: (-severity_rank(row["severity"]), row["opened"]))
 
 
 def history(runs: Sequence[RunTables]) -> list[Event]:
@@ -150,7 +146,7 @@ def history(runs: Sequence[RunTables]) -> list[Event]:
         for run in runs
         for row in alert_rows(run)
     ]
-    return sorted(events, key=lambda event: (event.opened, rank(event.severity)))
+    return sorted(events, key=lambda event: (event.opened, -severity_rank(event.severity)))
 
 
 def advice(runs: Sequence[RunTables]) -> list[Advice]:
@@ -162,7 +158,7 @@ def advice(runs: Sequence[RunTables]) -> list[Advice]:
     rows = [(run.name, row) for run in runs for row in alert_rows(run)]
     texts: dict[tuple[str, str], str] = {}
     reasons: dict[tuple[str, str], list[str]] = {}
-    for name, row in sorted(rows, key=lambda pair: rank(pair[1]["severity"])):
+    for name, row in sorted(rows, key=lambda pair: -severity_rank(pair[1]["severity"])):
         text = str(row["advice"]).strip()
         pattern = re.sub(r"\d+", "#", text)
         key = (name if pattern != text else "", pattern)
@@ -199,7 +195,7 @@ def _words(summed: Digest, events: Sequence[Event]) -> str:
     if summed.verdict == "sound":
         sentences.append(f"Sound: no warning and no severe alert in {summed.measured} measured steps.")
     elif events:
-        worst = next(s for s in SEVERITIES if summed.alerts[s])
+        worst = next(s for s in reversed(SEVERITIES) if summed.alerts[s])
         first = next(event for event in events if event.severity == worst)
         start = "In trouble" if summed.verdict == "trouble" else "Worth a look"
         still = f"{summed.open_alerts} still open" if summed.open_alerts else "all closed since"
@@ -218,11 +214,8 @@ def _words(summed: Digest, events: Sequence[Event]) -> str:
 
 
 def percent(share: float) -> str:
-    """A share for people, with spaces that do not break: `82 %`, `0.4 %`, `< 0.1 %`."""
-    hundred = 100 * share
-    if 0 <= hundred < 0.1:
-        return "0\N{NO-BREAK SPACE}%" if hundred == 0 else "<\N{NO-BREAK SPACE}0.1\N{NO-BREAK SPACE}%"
-    return f"{hundred:.{0 if abs(hundred) >= 10 else 1}f}\N{NO-BREAK SPACE}%"
+    """A share as `phrases.percent` gives it, with spaces that do not break."""
+    return plain_percent(share).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _growth(heads: pd.DataFrame) -> pd.Series:

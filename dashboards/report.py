@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib import resources, util
 from pathlib import Path
@@ -20,6 +21,7 @@ from entropy_monitor.dashboards.digest import (
 )
 from entropy_monitor.dashboards.report_figures import compared, drawn, map_image
 from entropy_monitor.errors import ConfigurationError, MissingExtraError
+from entropy_monitor.phrases import number, ranges, times
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,22 +34,36 @@ _MOST_PLAN_ROWS = 200
 
 _EVIDENCE = {
     "entropy": "entropy (nats)",
+    "entropy_se": "standard error of the entropy (nats)",
     "max_entropy": "maximal entropy (nats)",
     "entropy_share": "entropy / maximum",
     "share_at_start": "entropy / maximum at the start",
     "opened_share": "entropy / maximum when it opened",
+    "start_step": "step of the first reading",
+    "below_floor": "nats below a floor",
     "max_logit": "largest logit",
+    "max_logit_at_start": "largest logit at the start",
+    "max_logit_growth": "largest logit / its first value",
+    "max_logit_layer": "largest logit of the layer",
     "floor_row": "floor from each row's logits (nats)",
     "floor_activation": "floor from the norms of q and k (nats)",
     "floor_weights": "floor from weights and inputs (nats)",
     "sigma_q": "σ(W_Q)",
     "sigma_k": "σ(W_K)",
     "sigma_qk": "σ(W_K W_Qᵀ)",
-    "sigma_qk_ratio": "σ(W_K W_Qᵀ) / its first value",
+    "sigma_qk_at_start": "σ(W_K W_Qᵀ) at the start",
+    "sigma_qk_growth": "σ(W_K W_Qᵀ) / its first value",
     "grad_linf": "largest attention gradient",
+    "grad_l2": "norm of the attention gradient",
     "update_sigma": "σ of the last update",
+    "update_entropy": "spectral entropy of the last update (nats)",
+    "loss": "loss",
+    "loss_at_start": "loss at the start",
+    "layers": "layers",
+    "uniform_layers": "uniform layers",
     "worst_head": "worst head",
 }
+_COUNTS = {"start_step", "layers", "uniform_layers", "worst_head"}
 
 
 def write_report(
@@ -65,8 +81,8 @@ def write_report(
 
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.
-        ConfigurationError: there are no runs, `path` is a folder, or it exists and `overwrite` is
-            False.
+        ConfigurationError: there are no runs, `path` is a folder or cannot be written, or it exists
+            and `overwrite` is False.
     """
     for package in ("matplotlib", "jinja2"):
         if util.find_spec(package) is None:
@@ -75,17 +91,12 @@ def write_report(
     if not chosen:
         raise ConfigurationError("runs is empty; give at least one run to report on")
     target = Path(path)
-    if target.is_dir():
-        raise ConfigurationError(
-            f"path is the folder {target}; name a file in it, such as {target / 'report.html'}"
-        )
-    if target.exists() and not overwrite:
-        raise ConfigurationError(
-            f"{target} exists and overwrite is False; choose another path or pass overwrite=True"
-        )
+    with _writing(target):
+        _check_target(target, overwrite)
+        target.parent.mkdir(parents=True, exist_ok=True)
     page = render(_told_apart(chosen))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _replace(target, page)
+    with _writing(target):
+        _replace(target, page)
     return target
 
 
@@ -95,7 +106,7 @@ def render(runs: Sequence[RunTables]) -> str:
 
     here = resources.files(__package__ or "entropy_monitor.dashboards")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters.update(number=number, percent=percent)
+    environment.filters.update(number=cell, percent=percent, times=times)
     template = environment.from_string(here.joinpath("report.html").read_text("utf-8"))
     events, digests = history(runs), [digest(run) for run in runs]
     return template.render(
@@ -116,18 +127,13 @@ def render(runs: Sequence[RunTables]) -> str:
     )
 
 
-def number(value: object) -> str:
-    """A figure for people: four digits at most, no exponent where it can be read without one."""
+def cell(value: object) -> str:
+    """What stands in a table: floats as `phrases.number`, whole numbers in full, a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}" if size < 1e7 else f"{value:.2e}"
-    return f"{value:.3g}" if size >= 1e-3 or size == 0 else f"{value:.1e}"
+    return f"{value:,}" if isinstance(value, int) else number(value)
 
 
 def _run_section(run: RunTables, summed: Digest) -> dict[str, Any]:
@@ -159,7 +165,7 @@ def _card(alert: Mapping[str, Any]) -> dict[str, Any]:
     worst = f"head {evidence['worst_head']}" if "worst_head" in evidence else "the worst head"
     return {
         **{key: str(alert[key]) for key in ("severity", "title", "message", "advice", "layer")},
-        "heads": ", ".join(str(head) for head in alert["heads"]),
+        "heads": ranges(alert["heads"]),
         "opened": int(alert["opened"]),
         "updated": int(alert["updated"]),
         "closed": alert["closed"],
@@ -170,9 +176,13 @@ def _card(alert: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evidence_text(key: str, value: float | str) -> str:
-    if isinstance(value, float) and "share" in key:
+    if isinstance(value, str):
+        return value
+    if key in _COUNTS:
+        return f"{value:,.0f}"
+    if "share" in key:
         return percent(value)
-    return number(value)
+    return times(value) if key.endswith("_growth") else cell(value)
 
 
 def _items(mapping: Any) -> list[tuple[str, Any]]:
@@ -214,6 +224,30 @@ class _Renamed:
     def of(cls, run: RunTables) -> _Renamed:
         values = {field.name: getattr(run, field.name) for field in fields(cls)}
         return cls(**{**values, "name": str(run.path)})
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.is_dir():
+        raise ConfigurationError(
+            f"path is the folder {target}; name a file in it, such as {target / 'report.html'}"
+        )
+    if target.exists() and not overwrite:
+        raise ConfigurationError(
+            f"{target} exists; choose another path, or replace it with overwrite=True "
+            "(on the command line: --force)"
+        )
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        at = f" ({error.filename})" if error.filename else ""
+        raise ConfigurationError(
+            f"cannot write the report to {target}: {error.strerror or error}{at}; "
+            "choose a path that can be written"
+        ) from error
 
 
 def _replace(target: Path, page: str) -> None:

@@ -9,10 +9,8 @@ from typing import Any
 from entropy_monitor.analyzer import Analyzer
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Harvest
-from entropy_monitor.records import Alert, AlertEvent, Record
+from entropy_monitor.records import Alert, AlertEvent, Record, severity_rank
 from entropy_monitor.transfer import fetch
-
-_SEVERITIES = ("info", "warning", "severe")
 
 
 class Alerting:
@@ -58,7 +56,7 @@ class Alerting:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; alerts that are open then are not told again."""
         self._analyzer.load_state_dict(state)
-        self._told = {a.id: _SEVERITIES.index(a.severity) for a in self.open_alerts}
+        self._told = {a.id: severity_rank(a.severity) for a in self.open_alerts}
 
     def _with_map(self, event: AlertEvent, harvest: Harvest) -> AlertEvent:
         """The event with the pooled attention map of its worst head."""
@@ -74,7 +72,7 @@ class Alerting:
         if event.event == "closed":
             self._told.pop(event.alert.id, None)
             return
-        severity = _SEVERITIES.index(event.alert.severity)
+        severity = severity_rank(event.alert.severity)
         if severity > self._told.get(event.alert.id, -1):
             self._told[event.alert.id] = severity
             if self._on_alert is not None:

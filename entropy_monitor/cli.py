@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from entropy_monitor.errors import EntropyMonitorError
-
-_SEVERITIES = ("info", "warning", "severe")
+from entropy_monitor.records import SEVERITIES, severity_rank
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="list a run's alerts; fails when alerts are open")
     check.add_argument("path", type=Path, metavar="RUN", help="run directory")
     check.add_argument(
-        "--fail-on", choices=_SEVERITIES, default="severe", help="least severity that fails (default severe)"
+        "--fail-on", choices=SEVERITIES, default="severe", help="least severity that fails (default severe)"
     )
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(run=_check)
@@ -105,7 +104,7 @@ def _check(options: argparse.Namespace) -> int:
     fails = [
         alert
         for alert, still in zip(alerts, is_open, strict=True)
-        if still and _SEVERITIES.index(alert["severity"]) >= _SEVERITIES.index(options.fail_on)
+        if still and severity_rank(alert["severity"]) >= severity_rank(options.fail_on)
     ]
     if options.json:
         print(run.alerts.to_json(orient="records"))

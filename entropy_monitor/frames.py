@@ -175,9 +175,10 @@ def head_series(heads: pd.DataFrame, layer: str, head: int, call: int) -> pd.Dat
 
 
 def scalar(run: RunTables, name: str = "loss") -> pd.Series:
-    """One scalar by step, as recorded: what is not finite is kept."""
+    """One scalar by step, as recorded: what is not finite is kept; of one step's values the last."""
     rows = run.scalars[run.scalars["name"] == name]
-    series = pd.Series(rows["value"].to_numpy(dtype="float64"), index=rows["step"].to_numpy())
+    steps = pd.Index(rows["step"].to_numpy(dtype="int64"), name="step")
+    series = pd.Series(rows["value"].to_numpy(dtype="float64"), index=steps, name=name)
     return series[~series.index.duplicated(keep="last")].sort_index()
 
 

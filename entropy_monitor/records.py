@@ -20,6 +20,7 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 Columns: TypeAlias = dict[str, "Array | list[str]"]
 DType = Literal["int64", "float32", "float64", "str"]
+Merge = Literal["mean", "error", "sum", "max", "same"]
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,16 @@ class Column:
         dtype: its type on disk and in memory.
         doc: what it holds, with its unit.
         nullable: whether NaN in it means "not known".
+        merge: for a figure, what the readings of several ranks come to: `mean` by the rows that each read,
+            `error` of such a mean, `sum`, `max`, or `same` where all that know it agree. None for what says
+            where a row belongs.
     """
 
     name: str
     dtype: DType
     doc: str
     nullable: bool = False
+    merge: Merge | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,10 @@ class Table:
         return {c.name: [] if c.dtype == "str" else np.empty(0, dtype=c.dtype) for c in self.columns}
 
 
+def _figure(name: str, merge: Merge, doc: str, *, nullable: bool = True) -> Column:
+    return Column(name, "float32", doc, nullable, merge)
+
+
 HEADS = Table(
     "heads",
     key=("step", "layer", "call", "head"),
@@ -73,18 +82,20 @@ HEADS = Table(
         Column("call", "int64", "nth attention call of this layer within one forward, from 0"),
         Column("head", "int64", "query head, from 0"),
         Column("attention", "str", "how rows are normalised: softmax"),
-        Column("entropy", "float32", "mean attention entropy of the rows read, nats, before dropout"),
-        Column("entropy_se", "float32", "standard error of entropy from reading some rows only, nats", True),
-        Column("rows_read", "int64", "query rows read, over all sequences: the weight in merges"),
-        Column("max_entropy", "float32", "mean of log n_i over the same rows, nats"),
-        Column("max_logit", "float32", "largest logit that the softmax sees"),
-        Column("floor_row", "float32", "B(norm of the centred logits of row i, n_i), mean, nats", True),
-        Column("floor_activation", "float32", "B from the norms of q_i and K, mean, nats", True),
-        Column("floor_weights", "float32", "B from sigma_qk and the inputs' norms, mean, nats", True),
-        Column("floor_paper", "float32", "B(sigma_qk, n_i), mean, nats: the paper's curve, no floor", True),
-        Column("sigma_q", "float32", "spectral norm of this head's W_Q", True),
-        Column("sigma_k", "float32", "spectral norm of the W_K that this head uses", True),
-        Column("sigma_qk", "float32", "spectral norm of W_K W_Qᵀ of this head", True),
+        _figure(
+            "entropy", "mean", "mean attention entropy of the rows read, nats, before dropout", nullable=False
+        ),
+        _figure("entropy_se", "error", "standard error of entropy from reading some rows only, nats"),
+        Column("rows_read", "int64", "query rows read, all sequences: the weight in merges", merge="sum"),
+        _figure("max_entropy", "mean", "mean of log n_i over the same rows, nats", nullable=False),
+        _figure("max_logit", "max", "largest logit that the softmax sees", nullable=False),
+        _figure("floor_row", "mean", "B(norm of the centred logits of row i, n_i), mean, nats"),
+        _figure("floor_activation", "mean", "B from the norms of q_i and K, mean, nats"),
+        _figure("floor_weights", "mean", "B from sigma_qk and the inputs' norms, mean, nats"),
+        _figure("floor_paper", "mean", "B(sigma_qk, n_i), mean, nats: the paper's curve, no floor"),
+        _figure("sigma_q", "same", "spectral norm of this head's W_Q"),
+        _figure("sigma_k", "same", "spectral norm of the W_K that this head uses"),
+        _figure("sigma_qk", "same", "spectral norm of W_K W_Qᵀ of this head"),
     ),
 )
 
@@ -95,14 +106,14 @@ LAYERS = Table(
         Column("step", "int64", "training step s: the forward before update s"),
         Column("layer", "str", "qualified name of the module that owns the attention"),
         Column("layer_index", "int64", "place of the layer in order of execution, from 0"),
-        Column("sigma_q", "float32", "spectral norm of the whole W_Q", True),
-        Column("sigma_k", "float32", "spectral norm of the whole W_K", True),
-        Column("sigma_v", "float32", "spectral norm of the whole W_V", True),
-        Column("sigma_o", "float32", "spectral norm of the whole W_O", True),
-        Column("grad_linf", "float32", "largest absolute gradient of the attention weights", True),
-        Column("grad_l2", "float32", "Euclidean norm of the gradient of the attention weights", True),
-        Column("update_sigma", "float32", "larger spectral norm of the updates of W_Q and W_K", True),
-        Column("update_entropy", "float32", "spectral entropy of those updates, nats", True),
+        _figure("sigma_q", "same", "spectral norm of the whole W_Q"),
+        _figure("sigma_k", "same", "spectral norm of the whole W_K"),
+        _figure("sigma_v", "same", "spectral norm of the whole W_V"),
+        _figure("sigma_o", "same", "spectral norm of the whole W_O"),
+        _figure("grad_linf", "same", "largest absolute gradient of the attention weights"),
+        _figure("grad_l2", "same", "Euclidean norm of the gradient of the attention weights"),
+        _figure("update_sigma", "same", "larger spectral norm of the updates of W_Q and W_K"),
+        _figure("update_entropy", "same", "spectral entropy of those updates, nats"),
     ),
 )
 
@@ -112,7 +123,7 @@ SCALARS = Table(
     columns=(
         Column("step", "int64", "training step"),
         Column("name", "str", "what was given: loss, or a name of the user's"),
-        Column("value", "float64", "its value"),
+        Column("value", "float64", "its value", merge="mean"),
     ),
 )
 
@@ -131,6 +142,14 @@ class Record:
 
 Severity = Literal["info", "warning", "severe"]
 EventName = Literal["opened", "updated", "closed"]
+
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "severe")
+"""Every severity, the mildest first."""
+
+
+def severity_rank(severity: str) -> int:
+    """The place of a severity in `SEVERITIES`; -1, below all, for one that another version wrote."""
+    return SEVERITIES.index(severity) if severity in SEVERITIES else -1
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropy_monitor.frames import SHARE, layer_names
+from entropy_monitor.frames import SHARE, layer_names, scalar
 from entropy_monitor.store import RunData, RunReader, Session, alerts_frame, table_frame
 
 if TYPE_CHECKING:
@@ -78,9 +78,8 @@ class Run:
 
     @cached_property
     def loss(self) -> pd.Series[float]:
-        """The scalar `loss` by step; empty when none was given."""
-        rows = self.scalars[self.scalars["name"] == "loss"]
-        return rows.set_index("step")["value"].rename("loss")
+        """The scalar `loss` by step, a value each; empty when none was given."""
+        return scalar(self)
 
     @property
     def layer_names(self) -> list[str]:

@@ -44,11 +44,14 @@ def test_report_compares_runs_and_does_not_overwrite(
     assert "too-fast" in text
     assert "blocks.0.attn" in text
     assert main(["report", *runs, "-o", str(page)]) == 2
-    assert "exists" in capsys.readouterr().err
+    assert "exists; choose another path, or replace it" in (told := capsys.readouterr().err)
+    assert "--force" in told
     assert main(["report", *runs, "-o", str(page), "--force"]) == 0
 
 
-def test_export_writes_what_load_run_reads(demo: Demo, tmp_path: Path) -> None:
+def test_export_writes_what_load_run_reads(
+    demo: Demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, out = demo.folder / "too-fast", tmp_path / "parquet"
     assert main(["export", str(source), "-o", str(out)]) == 0
     exported = pd.read_parquet(out / "heads.parquet")
@@ -57,6 +60,24 @@ def test_export_writes_what_load_run_reads(demo: Demo, tmp_path: Path) -> None:
     merged = exported.merge(run.heads, on=keys, suffixes=("", "_run"))
     assert len(merged) == len(run.heads) == len(exported)
     assert (merged["entropy"] == merged["entropy_run"]).all()
+    assert main(["export", str(source), "-o", str(out)]) == 2
+    told = capsys.readouterr().err
+    assert "holds heads.parquet, layers.parquet, scalars.parquet, alerts.parquet already" in told
+    assert "--force" in told
+    assert main(["export", str(source), "-o", str(out), "--force"]) == 0
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_an_output_that_cannot_be_written_is_an_error_without_a_traceback(
+    command: str, demo: Demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "page.html"
+    assert main([command, str(demo.folder / "sound"), "-o", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("entropy-monitor: cannot ")
+    assert str(out) in err
+    assert "File exists" in err or "Not a directory" in err
 
 
 def test_a_path_that_is_no_run_is_an_error_without_a_traceback(

@@ -285,9 +285,7 @@ def test_a_layer_that_cannot_be_measured_leaves_the_others_alone(tmp_path: Path)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with EntropyMonitor(model, optimizer=optimizer, run_dir=tmp_path, every=1) as monitor:
         for step in range(8):
-            for heads in (
-                (2, 4, 4) if step else (2, 2, 2)
-            ):  # micro-batches that disagree on the heads of layer 1
+            for heads in (2, 4, 4) if step else (2, 2, 2):  # micro-batches that disagree
                 model[1].heads = heads
                 loss = model(torch.randn(2, 5, 8)).sum()
                 loss.backward()

@@ -35,7 +35,7 @@ class Analyzer:
     def __init__(self, thresholds: Thresholds = _DEFAULT) -> None:
         self.thresholds = thresholds
         self._index = HeadIndex()
-        self._loss = LossTrack()
+        self._loss = LossTrack(thresholds.loss_smoothing)
         self._evidence = Evidence()
         self._detectors = tuple(detector(thresholds) for detector in DETECTORS)
         self._book = AlertBook()

@@ -25,6 +25,7 @@ from entropy_monitor.analyzer.latch import Latch
 from entropy_monitor.analyzer.reading import Reading
 from entropy_monitor.analyzer.slots import IntArray, SlotArrays, State
 from entropy_monitor.analyzer.thresholds import Thresholds
+from entropy_monitor.phrases import number
 
 _FLOORS = ("floor_row", "floor_activation", "floor_weights")  # floor_paper is no floor
 
@@ -60,7 +61,7 @@ class CaptureFault:
         return Words(
             title=f"The figures for {finding.layer} cannot be right",
             message=wording.sentences(
-                f"In {where} the measured entropy lies {wording.number(evidence['below_floor'])} "
+                f"In {where} the measured entropy lies {number(evidence['below_floor'])} "
                 "nats below a floor that no softmax attention with these logits can pass (Zhai "
                 f"et al. 2023, Theorem 3.1), since step {finding.since}",
                 "What is read is not what this layer computes. Its entropies, floors and other "

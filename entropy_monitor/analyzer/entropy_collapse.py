@@ -21,7 +21,7 @@ from entropy_monitor.analyzer.reading import Reading
 from entropy_monitor.analyzer.slots import BoolArray, FloatArray, IntArray, SlotArrays, State
 from entropy_monitor.analyzer.thresholds import Thresholds
 
-_LEAST_SHARE = 1e-3  # below this, lower is no news
+_LEAST_SHARE = 1e-3  # below this, lower is no news: an open alert is not told again for it
 
 
 class EntropyCollapse:

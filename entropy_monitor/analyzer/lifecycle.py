@@ -10,9 +10,9 @@ from typing import Any
 from entropy_monitor.analyzer.detector import Finding, Words
 from entropy_monitor.analyzer.slots import State
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.records import Alert, AlertEvent
+from entropy_monitor.records import Alert, AlertEvent, severity_rank
 
-_RANK = {"info": 0, "warning": 1, "severe": 2}
+_NEWS = 1.0  # the rise of a score, in doublings, that an open alert is told again for
 _CARRIED = "opened_share"  # the figure of the opening that later evidence keeps
 
 Gather = Callable[[Finding], dict[str, Any]]
@@ -138,8 +138,8 @@ class AlertBook:
 def _changed(entry: _Open, finding: Finding) -> bool:
     return (
         bool(set(finding.heads) - set(entry.alert.heads))
-        or _RANK[finding.severity] > _RANK[entry.alert.severity]
-        or finding.score >= entry.score + 1.0
+        or severity_rank(finding.severity) > severity_rank(entry.alert.severity)
+        or finding.score >= entry.score + _NEWS
     )
 
 
@@ -148,7 +148,7 @@ def _grow(entry: _Open, finding: Finding, step: int, gather: Gather, describe: D
     finding = replace(
         finding,
         heads=tuple(sorted({*old.heads, *finding.heads})),
-        severity=max(old.severity, finding.severity, key=_RANK.__getitem__),
+        severity=max(old.severity, finding.severity, key=severity_rank),
         since=old.opened,
     )
     evidence = gather(finding)

@@ -20,15 +20,14 @@ from entropy_monitor.analyzer.latch import Latch
 from entropy_monitor.analyzer.reading import Reading
 from entropy_monitor.analyzer.slots import IntArray, SlotArrays, State
 from entropy_monitor.analyzer.thresholds import Thresholds
-
-_TREND = 0.1  # weight of a new record in the running mean that "rising" is measured against
+from entropy_monitor.phrases import number
 
 
 class LogitExplosion:
     """Watches each head's largest logit against a level and against its own first value.
 
     To open, a head must be past the level, have grown and be still above its running mean; it
-    closes below half of the level. Heads that begin with large logits are never taken: their growth
+    closes below a fraction of the level. Heads that begin with large logits are never taken: their growth
     is small.
     """
 
@@ -45,17 +44,18 @@ class LogitExplosion:
         self._high.grow(len(reading.index))
         finite = reading.read & np.isfinite(reading.max_logit)
         at, logit = reading.slots[finite], reading.max_logit[finite]
+        limits = self._limits
         first, mean, last = (self._heads[name] for name in ("first", "mean", "last"))
         first[at] = np.where(np.isnan(first[at]), logit, first[at])
         mean[at] = np.where(np.isnan(mean[at]), logit, mean[at])
         rising = logit > mean[at]
-        mean[at] += _TREND * (logit - mean[at])
+        mean[at] += limits.logit_trend * (logit - mean[at])
         last[at] = logit
-        grown = logit >= self._limits.logit_growth * np.maximum(first[at], 1.0)
+        grown = logit >= limits.logit_growth * np.maximum(first[at], limits.logit_least_start)
         self._high.update(
             at,
-            enter=(logit >= self._limits.logit_level) & grown & rising,
-            leave=logit < self._limits.logit_level / 2,
+            enter=(logit >= limits.logit_level) & grown & rising,
+            leave=logit < limits.logit_level * limits.logit_release,
             step=reading.step,
         )
         return [
@@ -67,14 +67,14 @@ class LogitExplosion:
         """See `Detector.describe`."""
         where = wording.where(finding)
         largest = evidence["max_logit_layer"]
-        logit, step = wording.number(largest), wording.bfloat16_step(largest)
+        logit, step = number(largest), wording.bfloat16_step(largest)
         return Words(
             title=f"Attention logits have exploded in {where}: the largest is {logit}",
             message=wording.sentences(
                 f"In {where} the largest attention logit has reached {logit}; the first sign was "
                 f"at step {finding.since}",
                 "Softmax is then close to picking a single key, and bfloat16 tells no two such "
-                f"logits apart that differ by less than {wording.number(step)}",
+                f"logits apart that differ by less than {number(step)}",
                 wording.drivers(evidence),
                 wording.entropy_state(evidence),
                 wording.loss_course(evidence, self._limits.stalled_loss, may_be_sound=False),

@@ -9,11 +9,12 @@ import numpy as np
 from entropy_monitor.analyzer.slots import State
 from entropy_monitor.records import Record
 
-_SMOOTHING = 0.3  # weight of a record's mean loss: noise of single batches falls by a factor of 2.4
-
 
 class LossTrack:
     """Follows the scalar named `loss`. Values that are not finite are noted and enter no average.
+
+    Args:
+        smoothing: weight of a record's mean loss in `smooth`, see `Thresholds.loss_smoothing`.
 
     Attributes:
         start: mean loss of the first record that held one, NaN before.
@@ -23,7 +24,8 @@ class LossTrack:
         given: whether the present record held a finite loss.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, smoothing: float) -> None:
+        self._smoothing = smoothing
         self.start = math.nan
         self.smooth = math.nan
         self.last = math.nan
@@ -45,7 +47,7 @@ class LossTrack:
         if math.isnan(self.start):
             self.start = self.smooth = mean
         else:
-            self.smooth += _SMOOTHING * (mean - self.smooth)
+            self.smooth += self._smoothing * (mean - self.smooth)
 
     def stalled(self, fraction: float) -> bool:
         """Whether a loss is known and has lost less than `fraction` of its first value."""

@@ -19,6 +19,7 @@ from entropy_monitor.analyzer.latch import Latch
 from entropy_monitor.analyzer.reading import Reading
 from entropy_monitor.analyzer.slots import State
 from entropy_monitor.analyzer.thresholds import Thresholds
+from entropy_monitor.phrases import number
 
 _RUN = np.zeros(1, dtype=np.int64)
 
@@ -69,9 +70,7 @@ class NonFinite:
                 title="The loss is not finite",
                 message=wording.sentences(
                     f"The loss is NaN or infinite since step {finding.since}",
-                    f"The last finite value was {wording.number(evidence['loss'])}"
-                    if "loss" in evidence
-                    else "",
+                    f"The last finite value was {number(evidence['loss'])}" if "loss" in evidence else "",
                 ),
                 advice=wording.non_finite_advice(finding.since),
             )

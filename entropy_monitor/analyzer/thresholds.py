@@ -1,4 +1,9 @@
-"""Every number that decides whether an alert is raised, in one place."""
+"""Every number that decides whether an alert opens, how severe it is and when it closes, in one place.
+
+What is wrong without a matter of degree, NaN and a broken theorem, opens with the first record. When an
+alert that is open has changed enough to be told again is the business of `lifecycle` and of the scores that
+the detectors give; what a message calls large or grown, that of `wording`.
+"""
 
 from __future__ import annotations
 
@@ -64,14 +69,28 @@ class Thresholds:
     stalled_loss: float = 0.05
     """The loss counts as not improved while it has lost less than this fraction of its first value."""
 
+    loss_smoothing: float = 0.3
+    """Weight of a record's mean loss in the smoothed loss, which `stalled_loss` and `uniform_loss_gain`
+    judge: the noise of single batches falls by a factor of 2.4. At 1 nothing is smoothed."""
+
     logit_level: float = 256.0
     """Largest logit that counts as exploded. From here on neighbouring bfloat16 numbers lie 2 apart, so that
     attention weights may be off by a factor e. Of 25 sound runs one passed it, at 447; the others
     stayed at 220 or below. Ill ones reach 500 to 10^5."""
 
     logit_growth: float = 10.0
-    """How many times the head's own first value (at least 1) the largest logit must be: models with large
-    biases start high and are sound."""
+    """How many times the head's own first value the largest logit must be: models with large biases start
+    high and are sound."""
+
+    logit_least_start: float = 1.0
+    """First values below this count as this: growth from next to nothing, or from below 0, is no growth."""
+
+    logit_trend: float = 0.1
+    """Weight of a new record in the running mean that the largest logit must lie above: a spike that dies
+    away is no explosion."""
+
+    logit_release: float = 0.5
+    """Fraction of `logit_level` below which a head counts as recovered."""
 
     logit_severe: float = 1000.0
     """Largest logit from which the alert is severe: softmax is one-hot, its gradient vanishes, and bfloat16
@@ -95,7 +114,7 @@ class Thresholds:
 
     fault_tolerance: float = 1e-3
     """Fraction of max_entropy, and nats, by which entropy may lie below a true floor before the capture is
-    called wrong: float32 rounding of both is some 1e-5."""
+    called wrong: float32 rounding of both comes to 5e-5 nats at most."""
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
@@ -128,8 +147,12 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("collapse_early_logit", 0.0, _INF),
     ("collapse_release_share", 0.0, 1.0),
     ("stalled_loss", 0.0, 1.0),
+    ("loss_smoothing", 0.0, 1.0),
     ("logit_level", 0.0, _INF),
     ("logit_growth", 1.0, _INF),
+    ("logit_least_start", 0.0, _INF),
+    ("logit_trend", 0.0, 1.0),
+    ("logit_release", 0.0, 1.0),
     ("logit_severe", 0.0, _INF),
     ("uniform_share", 0.0, 1.0),
     ("uniform_layer_fraction", 0.0, 1.0),

@@ -14,6 +14,7 @@ from entropy_monitor.analyzer.latch import Latch
 from entropy_monitor.analyzer.reading import Reading
 from entropy_monitor.analyzer.slots import SlotArrays, State
 from entropy_monitor.analyzer.thresholds import Thresholds
+from entropy_monitor.phrases import number, percent
 
 _RUN = np.zeros(1, dtype=np.int64)  # the one slot of a latch that is about the whole run
 
@@ -61,8 +62,8 @@ class UniformAttention:
             message=wording.sentences(
                 f"In {layers} every head has attended to all keys alike since step "
                 f"{finding.since} (entropy at least "
-                f"{wording.percent(self._limits.uniform_share)} of its maximum)",
-                f"Over the same steps the loss has stayed near {wording.number(evidence['loss'])}"
+                f"{percent(self._limits.uniform_share)} of its maximum)",
+                f"Over the same steps the loss has stayed near {number(evidence['loss'])}"
                 if "loss" in evidence
                 else "",
                 "The layers average their values and learn nothing from position or content. "

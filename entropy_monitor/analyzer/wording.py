@@ -1,4 +1,4 @@
-"""Phrases that the detectors share: figures, places, causes and cures, in words a person understands."""
+"""Phrases that the detectors share: places, causes and cures, in words a person understands."""
 
 from __future__ import annotations
 
@@ -7,50 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from entropy_monitor.analyzer.detector import Finding
+from entropy_monitor.phrases import heads, number, percent, times
 
 _GROWN = 1.5  # a ratio from which "has grown" is fair
 _NOTABLE_LOGIT = 20.0  # below this a logit is no cause of anything
-
-
-def number(value: float) -> str:
-    """A figure to three significant digits, without an exponent where that reads well."""
-    if not math.isfinite(value):
-        return str(value)
-    if value != 0 and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.1e}"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
-    text = f"{value:.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def percent(share: float) -> str:
-    """A share in percent, with a digit more where it is small."""
-    value = 100 * share
-    if 0 < value < 0.05:
-        return "less than 0.1 %"
-    return f"{value:.1f} %" if value < 2 else f"{value:.0f} %"
-
-
-def times(ratio: float) -> str:
-    """A ratio: 12.4×, 310×."""
-    return f"{ratio:.1f}×" if ratio < 100 else f"{ratio:,.0f}×"
-
-
-def heads(which: tuple[int, ...], of: int) -> str:
-    """Some heads of a layer: "heads 0, 1 and 3 of 4", "all 12 heads", "heads 0–6 and 9 of 12"."""
-    if len(which) == of and of > 1:
-        return f"all {of} heads"
-    runs: list[str] = []
-    start = 0
-    for i in range(1, len(which) + 1):
-        if i == len(which) or which[i] != which[i - 1] + 1:
-            run = which[start:i]
-            runs += [f"{run[0]}–{run[-1]}"] if len(run) > 2 else [str(head) for head in run]
-            start = i
-    listed = runs[0] if len(runs) == 1 else f"{', '.join(runs[:-1])} and {runs[-1]}"
-    return f"head{'s' if len(which) > 1 else ''} {listed} of {of}"
 
 
 def where(finding: Finding) -> str:

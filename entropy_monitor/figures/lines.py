@@ -19,7 +19,7 @@ from entropy_monitor.frames import (
     scalar,
     smooth,
 )
-from entropy_monitor.records import HEADS, LAYERS
+from entropy_monitor.records import HEADS, LAYERS, SEVERITIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,7 +199,7 @@ def loss_curve(
 def mark_alerts(ax: Axes, alerts: pd.DataFrame, *, labelled: bool = True) -> None:
     """A dashed line at each step at which alerts opened, in the worst severity's colour."""
     marked: set[int] = set()
-    for severity in ("severe", "warning", "info"):
+    for severity in reversed(SEVERITIES):
         if alerts.empty:
             return
         of_kind = alerts.loc[alerts["severity"] == severity, "opened"]

@@ -55,7 +55,8 @@ def export(
         The folder.
 
     Raises:
-        RunDirectoryError: there is no run, or a file is there already and `overwrite` is False.
+        RunDirectoryError: there is no run, a file is there already and `overwrite` is False, or the folder
+            cannot be written.
     """
     folder = Path(run_dir) / "parquet" if out is None else Path(out)
     data = read_run(run_dir)
@@ -68,7 +69,8 @@ def export(
     present = [f"{name}.parquet" for name in tables if (folder / f"{name}.parquet").exists()]
     if present and not overwrite:
         raise RunDirectoryError(
-            f"{folder} holds {', '.join(present)} already. Choose another folder, or overwrite=True."
+            f"{folder} holds {', '.join(present)} already. Choose another folder, or replace them with "
+            "overwrite=True (on the command line: --force)."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,11 @@ def export(
         )
     metadata = {"entropy_monitor.run": to_json(data.info)}
     for name, table in tables.items():
-        _write(folder / f"{name}.parquet", table.replace_schema_metadata(metadata))
+        path = folder / f"{name}.parquet"
+        try:
+            _write(path, table.replace_schema_metadata(metadata))
+        except OSError as error:
+            raise RunDirectoryError(f"cannot write {path}: {error}. Choose another folder.") from error
     return folder
 
 

@@ -9,28 +9,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from entropy_monitor.records import HEADS, SCALARS, Column, Table
+from entropy_monitor.records import Column, Table
 from entropy_monitor.store.ordering import Indices, group_starts, sort_order
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
-_MEANS = {
-    "entropy",
-    "max_entropy",
-    "floor_row",
-    "floor_activation",
-    "floor_weights",
-    "floor_paper",
-}
 
 
 def merge_ranks(table: Table, ranks: Sequence[pa.Table]) -> pa.Table:
     """One row for each key.
 
-    With w = `rows_read` of a rank: entropies and floors are Σ w x / Σ w, `entropy_se` is √(Σ (w
-    se)²) / Σ w (the ranks sample independently) and null where one is, `rows_read` is Σ w,
-    `max_logit` the maximum. Spectral norms, gradients and updates, which are equal wherever they
-    are known, are the maximum too; scalars the plain mean. A reading of NaN stays NaN; a null is
-    left out.
+    Each column as its `merge` says, with w = `rows_read` of a rank, 1 in a table without: `mean` is
+    Σ w x / Σ w; `error` √(Σ (w x)²) / Σ w, for the ranks sample independently, and null where one
+    is; `same` the maximum, since all that is known is equal up to rounding. A reading of NaN stays NaN;
+    a null is left out.
 
     Args:
         table: which table it is.
@@ -44,11 +35,11 @@ def merge_ranks(table: Table, ranks: Sequence[pa.Table]) -> pa.Table:
     if len(starts) == rows.num_rows:
         return rows
     merged = rows.take(pa.array(order[starts]))
-    weights = _numbers(rows, "rows_read")[order] if table is HEADS else np.ones(rows.num_rows)
+    weights = _numbers(rows, "rows_read")[order] if "rows_read" in table.names else np.ones(rows.num_rows)
     for column in table.columns:
-        if column.name in table.key or column.name == "layer_index" or column.dtype == "str":
+        if column.merge is None:
             continue
-        values = _merge_column(table, column, _numbers(rows, column.name)[order], weights, starts)
+        values = _merge_column(column, _numbers(rows, column.name)[order], weights, starts)
         place = merged.schema.get_field_index(column.name)
         field = merged.schema.field(place)
         mask = np.isnan(values) if column.nullable else None
@@ -57,14 +48,12 @@ def merge_ranks(table: Table, ranks: Sequence[pa.Table]) -> pa.Table:
     return merged
 
 
-def _merge_column(
-    table: Table, column: Column, values: _Floats, weights: _Floats, starts: Indices
-) -> _Floats:
-    if column.name == "rows_read":
+def _merge_column(column: Column, values: _Floats, weights: _Floats, starts: Indices) -> _Floats:
+    if column.merge == "sum":
         return _sum(values, starts)
-    if column.name == "entropy_se":
+    if column.merge == "error":
         return _root_mean(values, weights, starts)
-    if column.name in _MEANS or table is SCALARS:
+    if column.merge == "mean":
         known = weights * ~np.isnan(values) if column.nullable else weights
         return _mean(values, known, starts)
     largest: Any = np.fmax if column.nullable else np.maximum

@@ -83,10 +83,10 @@ def drive(detector: Detector, records: list[Record], index: HeadIndex, loss: Los
 class TestEveryDetector:
     def test_survives_what_is_empty_null_or_not_finite(self, detector: type[Detector]) -> None:
         with np.errstate(all="raise"):
-            drive(detector(Thresholds()), fragile(), HeadIndex(), LossTrack())
+            drive(detector(Thresholds()), fragile(), HeadIndex(), LossTrack(0.3))
 
     def test_keeps_its_finding_over_an_empty_record(self, detector: type[Detector]) -> None:
-        one, index, loss = detector(Thresholds()), HeadIndex(), LossTrack()
+        one, index, loss = detector(Thresholds()), HeadIndex(), LossTrack(0.3)
         before = drive(one, troubled(0), index, loss)[-1]
         (after,) = drive(one, [Record(10_000, HEADS.empty())], index, loss)
         assert after == before
@@ -94,18 +94,18 @@ class TestEveryDetector:
     @pytest.mark.parametrize("seed", range(3))
     def test_state_midway_goes_on_as_unbroken(self, detector: type[Detector], seed: int) -> None:
         records = troubled(seed)
-        whole, index, loss = detector(Thresholds()), HeadIndex(), LossTrack()
+        whole, index, loss = detector(Thresholds()), HeadIndex(), LossTrack(0.3)
         drive(whole, records[:37], index, loss)
         resumed = detector(Thresholds())
         resumed.load_state_dict(json.loads(json.dumps(whole.state_dict(), allow_nan=False)))
-        index_2, loss_2 = HeadIndex(), LossTrack()
+        index_2, loss_2 = HeadIndex(), LossTrack(0.3)
         index_2.load_state_dict(index.state_dict())
         loss_2.load_state_dict(loss.state_dict())
         assert drive(resumed, records[37:], index_2, loss_2) == drive(whole, records[37:], index, loss)
 
     def test_at_most_one_finding_a_layer_with_words_and_json_figures(self, detector: type[Detector]) -> None:
         one = detector(Thresholds())
-        for findings in drive(one, troubled(1), HeadIndex(), LossTrack()):
+        for findings in drive(one, troubled(1), HeadIndex(), LossTrack(0.3)):
             assert len({finding.layer for finding in findings}) == len(findings)
             for finding in findings:
                 json.dumps(dict(finding.figures), allow_nan=False)

@@ -24,7 +24,7 @@ def test_a_fall_opens_one_alert_after_two_records() -> None:
     )
     assert alert.title == "Attention entropy has collapsed in blocks.0.attn (all 4 heads)"
     assert (
-        "furthest in head 0: to 5 % of its maximum (0.139 of 2.77 nats) from 97 % at step 0; "
+        "furthest in head 0: to 5.0 % of its maximum (0.139 of 2.77 nats) from 97 % at step 0; "
         "the first sign was at step 50" in alert.message
     )
     assert "checkpoint from before step 50" in alert.advice

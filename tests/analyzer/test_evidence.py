@@ -17,7 +17,7 @@ class Table:
     """Evidence with what it reads from."""
 
     def __init__(self) -> None:
-        self.index, self.loss, self.evidence = HeadIndex(), LossTrack(), Evidence()
+        self.index, self.loss, self.evidence = HeadIndex(), LossTrack(0.3), Evidence()
 
     def read(self, each: Record) -> Reading:
         self.loss.update(each)

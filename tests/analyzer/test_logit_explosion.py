@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from entropy_monitor.analyzer import Analyzer
+from entropy_monitor.analyzer import Analyzer, Thresholds
 from entropy_monitor.records import AlertEvent, Record
 from tests.analyzer.series import brief, digits, keys, play, record
 
@@ -54,6 +54,27 @@ def test_severe_from_a_thousand_and_told_again_at_fourfold() -> None:
 def test_closes_below_half_of_the_level() -> None:
     logits = [1.0, 50, 300, 600] + [140.0] * 5 + [100.0] * 3
     assert brief(play(Analyzer(), run(logits))) == [("opened", 30, KIND), ("closed", 110, KIND)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, [("opened", 30, KIND), ("closed", 110, KIND)]),
+        ({"logit_release": 0.3}, [("opened", 30, KIND)]),
+        ({"logit_release": 0.6}, [("opened", 30, KIND), ("closed", 60, KIND)]),
+        ({"logit_least_start": 100.0}, []),
+        ({"logit_trend": 1.0}, [("opened", 30, KIND), ("closed", 110, KIND)]),
+    ],
+)
+def test_its_own_limits_decide(limits: dict[str, float], expected: list[tuple[str, int, str]]) -> None:
+    logits = [1.0, 50, 300, 600] + [140.0] * 5 + [100.0] * 3
+    assert brief(play(Analyzer(Thresholds(**limits)), run(logits))) == expected  # type: ignore[arg-type]
+
+
+def test_a_quick_trend_forgets_what_is_steady() -> None:
+    steady = run([1.0, 300, 300, 300])
+    assert brief(play(Analyzer(), steady)) == [("opened", 20, KIND)]
+    assert play(Analyzer(Thresholds(logit_trend=1.0)), steady) == []
 
 
 def test_infinity_is_left_to_the_other_detector_and_enters_no_baseline() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import math
+import os
 import re
 import subprocess
 import sys
@@ -9,11 +11,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from entropy_monitor.dashboards.report import number, write_report
+from entropy_monitor.analyzer import Analyzer
+from entropy_monitor.analyzer.registry import DETECTORS
+from entropy_monitor.dashboards.report import _EVIDENCE, cell, write_report
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.records import HEADS, Alert, AlertEvent, Record, RunInfo
+from entropy_monitor.records import HEADS, LAYERS, Alert, AlertEvent, Record, RunInfo
 from entropy_monitor.run import load_run
 from entropy_monitor.store import RunWriter
+from tests.analyzer.series import record as head_record
 from tests.run_factory import FakeRun, alert, alert_frame, make_run
 
 EVIL = '<script>alert("x")</script><img src=http://evil.example/x onerror=alert(1)>'
@@ -68,8 +73,8 @@ def test_the_summary_comes_first_and_in_words(page):
 
 def test_the_table_has_a_row_per_run(page):
     cells = re.sub(r"\s+", " ", page.text)
-    assert re.search(r"calm 119 12 0\.63\d 87 % b\.2\.attn, head 1, step 0 1 × b\.0.* none bad", cells)
-    assert re.search(r"bad 119 12 0\.63\d < 0\.1 % b\.0\.attn, head 1, step 110 2,048 ×", cells)
+    assert re.search(r"calm 119 12 0\.63\d 87 % b\.2\.attn, head 1, step 0 1\.0× b\.0.* none bad", cells)
+    assert re.search(r"bad 119 12 0\.63\d < 0\.1 % b\.0\.attn, head 1, step 110 2,048×", cells)
     assert "6,144" in cells
 
 
@@ -221,7 +226,7 @@ def test_long_runs_are_drawn_in_pixels_and_stay_small(tmp_path):
 def test_what_is_there_is_kept_unless_it_may_be_overwritten(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("mine")
-    with pytest.raises(ConfigurationError, match=r"report\.html exists and overwrite is False; choose"):
+    with pytest.raises(ConfigurationError, match=r"report\.html exists; choose another path, or replace it"):
         write_report(make_run(), path, overwrite=False)
     assert path.read_text() == "mine"
     assert write_report(make_run(), str(path)) == path
@@ -237,7 +242,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ConfigurationError, match=r"report\.html: No space left on device; choose"):
         write_report(make_run(), path)
     assert path.read_text() == "mine"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
@@ -277,7 +282,55 @@ def test_importing_the_report_loads_neither_matplotlib_nor_jinja2():
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "–"), (3, "3"), (12345, "12,345"), (0.0, "0"), (0.0213, "0.0213"), (1e-5, "1.0e-05"),
-     (11273.6, "11,274"), (3.2e9, "3.20e+09"), (float("inf"), "inf"), (float("nan"), "nan"), ("a", "a")],
+     (11273.6, "11,274"), (3.2e9, "3.2e+09"), (float("inf"), "inf"), (float("nan"), "nan"), ("a", "a")],
 )  # fmt: skip
 def test_numbers_are_readable(value, text):
-    assert number(value) == text
+    assert cell(value) == text
+
+
+def test_every_figure_of_an_alert_has_a_label():
+    """Records that raise every kind of alert, with every column known, leave no key of evidence unnamed."""
+    heads = [("a", 0, 0), ("a", 0, 1)]
+    known = dict.fromkeys((c.name for c in HEADS.columns if c.nullable), 0.5)
+    layers = {"a": dict.fromkeys((c.name for c in LAYERS.columns if c.nullable), 0.5)}
+    stuck = [
+        head_record(10 * i, heads, share=1.0, floor_row=2.0, loss=2.0, layers=layers, max_entropy=2.0)
+        for i in range(40)
+    ]
+    known |= {"floor_row": 1.5, "floor_activation": 0.0, "floor_weights": 0.0}
+    ill = [
+        head_record(
+            500 + 10 * i,
+            heads,
+            share=0.9 if i < 3 else 0.001,
+            max_logit=2.0 if i < 3 else 300.0 * i,
+            loss=2.0 if i < 8 else math.nan,
+            layers=layers,
+            **known,
+        )
+        for i in range(10)
+    ]
+    analyzer = Analyzer()
+    alerts = [event.alert for record in [*stuck, *ill] for event in analyzer.update(record)]
+    assert {alert.kind for alert in alerts} == {detector.kind for detector in DETECTORS}
+    produced = {key for alert in alerts for key in alert.evidence} - {"call"}
+    assert {"below_floor", "max_logit_growth", "uniform_layers", "update_entropy", "loss"} <= produced
+    assert produced == set(_EVIDENCE)
+
+
+def test_evidence_is_put_in_words(tmp_path):
+    evidence = {"sigma_qk_growth": 12.44, "entropy_share": 0.0006, "start_step": 1500000.0}
+    run = make_run(collapsing=True).but(alerts=alert_frame([alert(evidence=evidence, heads=[0, 1, 2, 5])]))
+    text = Page(write_report([run], tmp_path / "r.html")).text
+    assert "σ(W_K W_Qᵀ) / its first value" in text
+    for figure in ("12.4×", "< 0.1 %", "1,500,000", "heads 0–2 and 5"):
+        assert figure in text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX folders")
+def test_a_path_that_cannot_be_written_is_named_with_the_reason(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "r.html"
+    with pytest.raises(ConfigurationError, match="cannot write the report to") as refused:
+        write_report([make_run()], path)
+    assert f"{path}: File exists ({tmp_path / 'file'}); choose a path" in str(refused.value)

@@ -60,7 +60,7 @@ def test_a_failing_export_leaves_no_half_file(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunDirectoryError, match=r"cannot write .*heads\.parquet: .*No space left"):
         export(tmp_path / "run", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entropy_monitor.records import HEADS, LAYERS, SCALARS, Columns
+from entropy_monitor.records import HEADS, LAYERS, SCALARS, TABLES, Columns, Table
 from entropy_monitor.store.codec import to_batch
 from entropy_monitor.store.ranks import merge_ranks
 from tests.store.samples import columns
@@ -73,6 +73,12 @@ def test_nan_is_a_reading_and_null_is_none() -> None:
     assert math.isnan(row["max_logit"])  # type: ignore[arg-type]
     assert (row["floor_row"], row["sigma_q"], row["sigma_k"]) == (1.0, 4.0, None)
     assert row["entropy_se"] is None
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_every_figure_says_how_it_merges_and_nothing_else_does(table: Table) -> None:
+    place = {*table.key, "layer_index", "attention"}
+    assert {column.name for column in table.columns if column.merge is None} == place & set(table.names)
 
 
 def test_a_rank_that_read_nothing_does_not_count() -> None:
