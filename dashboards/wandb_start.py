@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -32,8 +31,12 @@ def import_wandb(images: bool) -> Any:
     # Offline runs leave a folder `wandb` behind, which Python imports as an empty package.
     if not hasattr(wandb, "init"):
         raise MissingExtraError("wandb", "wandb", "WandbLogger")
-    if images and importlib.util.find_spec("PIL") is None:
-        raise MissingExtraError("pillow", "wandb", "WandbLogger with heatmaps")
+    if images:
+        try:
+            # Here, and not first on the threads of two sinks at once, where one would see half a module.
+            import PIL.Image  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("pillow", "wandb", "WandbLogger with heatmaps") from error
     return wandb
 
 

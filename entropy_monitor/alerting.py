@@ -45,9 +45,12 @@ class Alerting:
         for event in found:
             if harvest is not None:
                 event = self._guard.run("keeping an attention map", self._with_map, event, harvest) or event
-            self._guard.run("on_alert", self._tell, event)
             events.append(event)
         return events
+
+    def tell(self, event: AlertEvent) -> None:
+        """Call `on_alert` where an event asks for it; after it was delivered, for it may end the run."""
+        self._guard.run("on_alert", self._tell, event)
 
     def state_dict(self) -> dict[str, Any]:
         """The analyzer's state, JSON-able."""

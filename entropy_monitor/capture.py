@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+import operator
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Recorder, Sightings, Watcher, is_compiled, module_names
+from entropy_monitor.hooks.maps import MapChoice, WantedMaps, check_patterns
 from entropy_monitor.recording import head_columns, to_host
 from entropy_monitor.records import HEADS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RowCount = int | Literal["all"]
-MapChoice = bool | Sequence[str] | Mapping[str, Sequence[int]]
+RowCount = SupportsIndex | Literal["all"]
 
 
 class Capture:
     """What was seen inside a `capture` block.
 
     Attributes:
+        faults: how often each part of the reading failed, `{"reading <layer>": n}`; the log says why. Empty
+            where all went well.
         maps: `maps[layer][call]` is `[B, H, Tq, Tk]`, float32: the attention of the latest forward, before
             dropout, of the layers and heads that were asked for.
     """
 
-    def __init__(self, recorder: Recorder, sightings: Sightings) -> None:
+    def __init__(self, recorder: Recorder, wanted: WantedMaps, guard: Guard, sightings: Sightings) -> None:
         self._recorder = recorder
+        self._wanted = wanted
+        self._guard = guard
         self._sightings = sightings
 
     @property
@@ -51,8 +57,18 @@ class Capture:
         return pd.DataFrame(head_columns(harvest, to_host(harvest.figures)))
 
     @property
-    def maps(self) -> dict[str, list[Tensor]]:
+    def faults(self) -> dict[str, int]:
         """See the class."""
+        return dict(self._guard.faults)
+
+    @property
+    def maps(self) -> dict[str, list[Tensor]]:
+        """See the class.
+
+        Raises:
+            ConfigurationError: if a head was asked for that a layer does not have.
+        """
+        self._wanted.check()
         return self._recorder.full_maps
 
 
@@ -70,28 +86,36 @@ def capture(
     native fast path of `nn.TransformerEncoder` in eval mode without gradients is not taken meanwhile, so that
     such a forward differs from an unwatched one by rounding, and in rows that are padding.
 
+    A layer that cannot be read never disturbs the forward: it is logged, counted in `Capture.faults`, and left
+    out.
+
     Args:
         model: any module that contains attention.
         rows: query rows to read of each sequence, evenly spaced; or "all".
-        maps: keep attention maps: True for all, name patterns of layers, or a dict from pattern to heads.
+        maps: keep attention maps: True for all, name patterns of layers, or a dict from pattern to the heads
+            to keep (a list, or "all").
         owners: name patterns (`blocks.*.attn`) of modules in which any softmax counts as attention.
 
     Yields:
         A `Capture`, filled as forwards run.
 
     Raises:
-        ConfigurationError: if `rows`, `maps` or `owners` is not usable.
+        ConfigurationError: if `rows`, `maps` or `owners` is not usable; at the end of the block, if `maps`
+            asked for a head that a layer does not have.
     """
     check_model(model)
-    check_rows(rows)
+    count = check_rows(rows)
     check_owners(model, owners)
-    recorder = Recorder(rows, want_map=_map_choice(maps))
-    watcher = Watcher(model, recorder, Guard(strict=True), owners=owners)
+    guard = Guard()
+    wanted = WantedMaps(maps, model)
+    recorder = Recorder(count, want_map=lambda layer: wanted.of(layer, recorder.layers[layer].heads))
+    watcher = Watcher(model, recorder, guard, owners=owners)
     watcher.arm()
     try:
-        yield Capture(recorder, watcher.sightings)
+        yield Capture(recorder, wanted, guard, watcher.sightings)
     finally:
         watcher.disarm()
+    wanted.check()
 
 
 def measure(
@@ -103,7 +127,8 @@ def measure(
 ) -> pd.DataFrame:
     """Run one forward without gradients, in the model's present mode, and measure its attention.
 
-    Buffers (batch norm's statistics) and the random state are put back afterwards.
+    Buffers (batch norm's statistics), the modules' own attributes and the random state are put back
+    afterwards. A layer that cannot be read is logged and left out.
 
     Args:
         model: any module that contains attention.
@@ -118,20 +143,26 @@ def measure(
 
     Raises:
         ConfigurationError: if `rows` or `owners` is not usable.
-        AttentionNotFoundError: if the forward computed no attention that can be seen.
+        AttentionNotFoundError: if the forward computed no attention that can be read.
     """
     with capture(model, rows=rows, owners=owners) as seen, unchanged(model), torch.no_grad():
         model(*args, **kwargs)
     if seen._recorder.is_empty:
-        raise AttentionNotFoundError(not_found(model, seen._sightings))
+        text = not_found(model, seen._sightings)
+        raise AttentionNotFoundError(
+            f"{text}\nReading failed ({seen.faults}); the log says why." if seen.faults else text
+        )
     return seen.heads
 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back the model's buffers and modes, and every random state that a forward may move."""
-    modules = [(module, dict(module._buffers), module.training) for module in model.modules()]
-    values = {b: b.detach().clone() for _, kept, _ in modules for b in kept.values() if b is not None}
+    """Put back what a forward may move: buffers, modes, attributes of modules, every random state.
+
+    An attribute gets its old value back; what was changed inside that value stays changed.
+    """
+    kept = [_Kept(module) for module in model.modules()]
+    values = {b: b.detach().clone() for b in model.buffers() if not is_lazy(b)}
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the state that models draw from
     try:
@@ -140,14 +171,38 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
-        for module, buffers, training in modules:
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            module.training = training
+        for module in kept:
+            module.put_back()
         for buffer, value in values.items():
             if not torch.equal(buffer, value):  # a graph of the user's may hold those that did not change
                 with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                     buffer.copy_(value)
+
+
+class _Kept:
+    """A module's attributes, mode and buffers (which tensors, not their values)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._training = module.training
+        self._buffers = None if _is_script(module) else dict(module._buffers)
+        # torch's own modules have nothing to put back but what goes wrong undone: a wrapper that is set up by
+        # its first forward (FSDP), a lazy one that this forward makes.
+        own = _is_script(module) or isinstance(module, LazyModuleMixin)
+        own = own or type(module).__module__.startswith("torch.")
+        self._attributes = None if own else dict(vars(module))
+
+    def put_back(self) -> None:
+        if self._attributes is not None:
+            now = vars(self._module)
+            for name in now.keys() - self._attributes.keys():
+                del now[name]
+            now.update(self._attributes)
+        if self._buffers is not None:  # in their own dict, which others may hold
+            self._module._buffers.clear()
+            self._module._buffers.update(self._buffers)
+        if self._module.training != self._training:
+            self._module.training = self._training
 
 
 def not_found(model: nn.Module, sightings: Sightings) -> str:
@@ -182,43 +237,47 @@ def not_found(model: nn.Module, sightings: Sightings) -> str:
 
 
 def check_model(model: object) -> None:
-    """Raise unless this is a module."""
+    """Raise unless this is a module whose attention can be seen: TorchScript shows no functions."""
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    scripted = [name for module, name in module_names(model).items() if _hides_attention(module)]
+    if scripted:
+        raise ConfigurationError(
+            f"{', '.join(scripted[:5])}: attention inside TorchScript (torch.jit.script, torch.jit.trace) "
+            "cannot be read; give the model with its original modules"
+        )
 
 
-def check_rows(rows: object) -> None:
-    """Raise unless `rows` is a positive integer or "all"."""
-    positive = isinstance(rows, int) and not isinstance(rows, bool) and rows >= 1
-    if rows != "all" and not positive:
-        raise ConfigurationError(f"rows must be a positive integer or 'all', got {rows!r}")
+def check_rows(rows: object) -> int | Literal["all"]:
+    """`rows` as a plain integer or "all"; raises if it is neither, or not positive."""
+    if isinstance(rows, str) and rows == "all":
+        return "all"
+    if isinstance(rows, SupportsIndex) and not isinstance(rows, bool):
+        try:
+            count = operator.index(rows)
+        except TypeError:  # an array has an index only if it is one integer
+            count = 0
+        if count >= 1:
+            return count
+    raise ConfigurationError(f"rows must be a positive integer or 'all', got {rows!r}")
 
 
-def check_owners(model: nn.Module, owners: Sequence[str]) -> None:
-    """Raise unless every pattern names a module of the model."""
+def check_owners(model: nn.Module, owners: object) -> None:
+    """Raise unless `owners` is a list of patterns, each of which names a module of the model."""
     if isinstance(owners, str):
         raise ConfigurationError(f"owners must be a list of name patterns, got the text {owners!r}")
-    names = list(module_names(model).values())
-    for pattern in owners:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            some = ", ".join(names[:8])
-            raise ConfigurationError(
-                f"owners: no module is named {pattern!r}; {type(model).__name__} has {some}, …"
-            )
+    if not isinstance(owners, Collection) or not all(isinstance(p, str) for p in owners):
+        raise ConfigurationError(f"owners must be a list of name patterns, got {owners!r}")
+    check_patterns("owners", owners, model)
 
 
-def _map_choice(maps: MapChoice) -> Any:
-    """From the user's choice to a function from layer name to the heads to keep."""
-    if maps is False:
-        return None
-    if maps is True:
-        return lambda layer: "all"  # noqa: ARG005
-    if isinstance(maps, Mapping):
-        wanted = {pattern: list(heads) for pattern, heads in maps.items()}
-        return lambda layer: next((h for p, h in wanted.items() if fnmatchcase(layer, p)), None)
-    if isinstance(maps, str) or not all(isinstance(p, str) for p in maps):
-        raise ConfigurationError(
-            f"maps must be True, a list of layer name patterns, or a dict from pattern to heads, got {maps!r}"
-        )
-    patterns = list(maps)
-    return lambda layer: "all" if any(fnmatchcase(layer, p) for p in patterns) else None
+def _is_script(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _hides_attention(module: nn.Module) -> bool:
+    """Whether a module is TorchScript in which attention may run: scripted MLPs do no harm."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return False
+    graph = str(getattr(module, "inlined_graph", ""))  # one without a forward has none
+    return any(name in graph for name in ("softmax", "scaled_dot_product", "multi_head_attention"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,9 @@ _STATE_VERSION = 1
 _STORE_CAPACITY = 65_536  # records and alerts that may wait for the disk
 _SINK_CAPACITY = 1_024  # and for a logger
 _ENDING = "ending a step"
+_MISSED_TOLD = 20  # steps without a reading after which the user is told
+
+logger = logging.getLogger("entropy_monitor")
 
 _open: weakref.WeakSet[EntropyMonitor] = weakref.WeakSet()
 
@@ -121,6 +125,8 @@ class EntropyMonitor:
         self._watcher = Watcher(model, self._recorder, self._guard, owners=owners, training_only=True)
         self._alerting = Alerting(Analyzer(limits), self._guard, on_alert)
         self._confirmed = False
+        self._resumed = False
+        self._missed = 0
         self._pid = os.getpid()
 
         # What may fail comes last, and the store last of it: an error leaves no run behind.
@@ -145,6 +151,9 @@ class EntropyMonitor:
         self._weights = WeightWatcher(optimizers, self._recorder.layers, self._guard)
         self._closed = False
         _open.add(self)
+        # Last in, first out: what the sinks registered (W&B does) must run after our closing.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
         self._arm()
 
     @property
@@ -209,6 +218,10 @@ class EntropyMonitor:
                 f"state is none that this package reads: its version is {version!r}, not {_STATE_VERSION}. "
                 "Load what EntropyMonitor.state_dict() gave, or start without it"
             )
+        missing = sorted({"schedule", "analyzer", "scalars"} - set(state))
+        if missing:
+            raise ConfigurationError(f"state is incomplete: it has no {', '.join(missing)}")
+        self._resumed = True
         self._pipeline.load_state_dict(state)
         self._schedule.load_state_dict(state["schedule"])
         if not self._closed:
@@ -265,6 +278,13 @@ class EntropyMonitor:
                 f"{text}\nReading failed ({faults}); the log says why." if faults else text
             )
         self._confirmed = True
+        if self._store.session and not self._resumed and not step and not self._schedule.next:
+            logger.warning(
+                "entropy-monitor: %s holds an earlier session of this run; this one counts from step 0 again "
+                "and takes its place in what load_run shows (nothing is deleted). To go on from a checkpoint, "
+                "give step= or call load_state_dict()",
+                self.run_dir,
+            )
         # The store's thread writes it: a slow disk must not hold up training.
         self._delivery.call(
             self._store, partial(self._store.describe, opt.describe_layers(self._recorder.layers))
@@ -278,6 +298,7 @@ class EntropyMonitor:
         measured = self._watcher.armed and self._schedule.due and not self._recorder.is_empty
         if measured:
             self._guard.run("gathering figures", self._send_figures, now)
+        self._tell_if_blind(measured)
         self._schedule.end(now, measured)
         if self._schedule.due:
             self._arm()
@@ -286,6 +307,17 @@ class EntropyMonitor:
             self._weights.disarm()
         self._pipeline.receive()
         return StepReport(now, measured, self._pipeline.take_events())
+
+    def _tell_if_blind(self, measured: bool) -> None:
+        """Say so, once, when step after step was to be measured and could not."""
+        self._missed = 0 if measured or not self._schedule.due else self._missed + 1
+        if self._missed == _MISSED_TOLD:
+            skipped = ", ".join(f"{n} {why}" for why, n in self._watcher.sightings.skipped.items())
+            logger.warning(
+                "entropy-monitor: nothing could be measured in %d steps; forwards left out so far: %s",
+                _MISSED_TOLD,
+                skipped or "none, and no other was seen",
+            )
 
     def _send_figures(self, now: int) -> None:
         harvest = replace(self._recorder.harvest(), step=now)

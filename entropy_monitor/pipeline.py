@@ -84,6 +84,9 @@ class Pipeline:
     def _receive(self, wait: bool) -> None:
         for harvest, record in self._transfer.receive(wait):
             self._guard.run("delivering", self._delivery.send, record)
-            for event in self._alerting.judge(record, harvest):
+            events = self._alerting.judge(record, harvest)
+            self._events += events
+            for event in events:
                 self._guard.run("delivering", self._delivery.send, event)
-                self._events.append(event)
+            for event in events:
+                self._alerting.tell(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.records import SCALARS, Array, Columns
+
+logger = logging.getLogger("entropy_monitor")
 
 Number = float | int | np.number[Any] | Array | Tensor
 
@@ -56,6 +59,7 @@ class ScalarLog:
     def __init__(self) -> None:
         self._rows: list[tuple[int, str]] = []
         self._values: list[float | Tensor] = []
+        self._refused: set[object] = set()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -63,11 +67,16 @@ class ScalarLog:
     def add(self, step: int, loss: Number | None, scalars: Mapping[str, Number] | None) -> None:
         """Keep a step's scalars, the loss first; their graphs are not kept, and no device is waited for.
 
-        Raises:
-            ConfigurationError: one is no number; none of this step is kept.
+        One that is no number is left out, and the user told once for each name.
         """
-        check_scalars(loss, scalars)
-        for name, value in _named(loss, scalars).items():
+        for name, value in _named(loss, scalars if isinstance(scalars, Mapping) else None).items():
+            try:
+                check_scalars(None, {name: value})
+            except ConfigurationError as error:
+                if name not in self._refused:
+                    self._refused.add(name)
+                    logger.warning("entropy-monitor: at step %d a scalar is left out: %s", step, error)
+                continue
             self._values.append(_kept(value))
             self._rows.append((step, name))
 

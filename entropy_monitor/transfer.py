@@ -124,7 +124,7 @@ class Transfer:
 def _to_host(flat: Tensor) -> tuple[Tensor, Arrival | None]:
     if flat.device.type != "cuda":
         return flat.cpu(), None
-    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+    host = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True)
     # It runs on the current stream of flat's device; the allocators keep both blocks until it is done.
     host.copy_(flat, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -18,6 +18,10 @@ from entropy_monitor.hooks.linears import LinearCall
 from entropy_monitor.hooks.provenance import has_rows_of
 
 
+class HeadsUntoldError(ValueError):
+    """Heads are folded among sequences in an order that neither memory nor values tell."""
+
+
 @dataclass(frozen=True)
 class Arrangement:
     """How `[…, T, D]` becomes `[B, H, T, D]`.
@@ -25,7 +29,8 @@ class Arrangement:
     Attributes:
         sequences: leading dimensions that run over sequences, in order.
         heads: leading dimensions that run over heads, the slowest first.
-        folded: heads within the one leading dimension; 0 where they are not folded.
+        folded: heads within the first leading dimension; 0 where they are not folded. What other leading
+            dimensions there are, such as windows, run over sequences.
         heads_outside: whether that dimension runs over heads first, sequences within.
     """
 
@@ -44,9 +49,9 @@ class Arrangement:
         """`[…, X, Y]` as `[B, H, X, Y]`; a view wherever possible."""
         if self.folded:
             n = tensor.shape[0]
-            if self.heads_outside:
-                return tensor.view(self.folded, n // self.folded, *tensor.shape[1:]).transpose(0, 1)
-            return tensor.view(n // self.folded, self.folded, *tensor.shape[1:])
+            split = (self.folded, n // self.folded) if self.heads_outside else (n // self.folded, self.folded)
+            tensor = tensor.view(*split, *tensor.shape[1:]).movedim(0 if self.heads_outside else 1, -3)
+            return tensor.flatten(0, -4)
         order = (*self.sequences, *self.heads)
         tensor = tensor.permute(*order, -2, -1)
         n = len(self.sequences)
@@ -64,7 +69,11 @@ class Arrangement:
 
 
 def arrange_queries(q: Tensor, lineage: Lineage, origin: Origin | None, heads: int | None) -> Arrangement:
-    """The arrangement of a query, by its memory, its projection's features, or the module's attributes."""
+    """The arrangement of a query, by its memory, its projection's features, or the module's attributes.
+
+    Raises:
+        HeadsUntoldError: if the order of heads and sequences can be told from neither memory nor values.
+    """
     rows = None
     if origin is not None:
         count, head_size = origin.features.count, q.shape[-1]
@@ -77,13 +86,19 @@ def arrange_queries(q: Tensor, lineage: Lineage, origin: Origin | None, heads: i
         return arrangement
     # A copy no longer shows in which order heads lie: the values do.
     possible = [arrangement, *arrangement.alternatives()]
-    if len(possible) == 1:
+    if len(possible) == 1 or arrangement.folded == q.shape[0]:
         return arrangement
     question = (origin.linear.scope.module, origin.features, arrangement)
     if question not in lineage.settled:  # looked at once: reading values waits for the device
         found = (a for a in possible if has_rows_of(a.apply(q), origin))
-        lineage.settled[question] = next(found, arrangement)
-    settled: Arrangement = lineage.settled[question]
+        lineage.settled[question] = next(found, None)
+    settled: Arrangement | None = lineage.settled[question]
+    if settled is None:
+        raise HeadsUntoldError(
+            f"queries of shape {list(q.shape)} hold {heads} heads among their leading dimensions, in an "
+            "order that their values do not tell: no order gives the rows that the query projection made. "
+            "Keep heads in a dimension of their own, [batch, heads, tokens, head size], to have them read."
+        )
     return settled
 
 
@@ -115,7 +130,12 @@ def arrange(queries: Tensor, root: LinearCall | None, heads: int | None, rows: i
         return Arrangement((0,), ())
     if n == 2:
         swapped = heads is not None and heads > 1 and lead[1] != heads and lead[0] == heads
-        return Arrangement((1,), (0,)) if swapped else Arrangement((0,), (1,))
+        if swapped:
+            return Arrangement((1,), (0,))
+        other = heads is not None and heads > 1 and lead[1] != heads and lead[0] % heads == 0
+        if other and heads is not None and rows is not None and lead.numel() * tokens == rows * heads:
+            return Arrangement((), (), folded=heads)
+        return Arrangement((0,), (1,))
     first = n - 1
     for i in range(n - 1, 0, -1):
         if lead[i:].numel() == heads:

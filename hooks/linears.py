@@ -37,7 +37,6 @@ class LinearCall:
         bias: `[out]`, or None.
         scope: the module forward in which it ran.
         parameters: the parameters behind `weight`.
-        input: what it was applied to, `[..., in]`; None once released, and for convolutions.
         feature_stride: distance in memory between neighbouring output features; 0 where the output's memory
             does not say which element is which feature.
         mixed: whether its output was overwritten in place with a sum of it and something else.
@@ -55,7 +54,8 @@ class LinearCall:
     ) -> None:
         self.weight = weight
         self.bias = bias
-        self.input = input
+        self._input = input
+        self._input_version = 0 if input is None else version_of(input)
         self.scope = scope
         self.parameters = parameters_of(weight) or _matrices(module)
         self.shape = output.shape
@@ -74,9 +74,15 @@ class LinearCall:
         """How many output features it has."""
         return self.weight.shape[0]
 
+    @property
+    def input(self) -> Tensor | None:
+        """What it was applied to, `[..., in]`; None once released or written over, and for convolutions."""
+        x = self._input
+        return None if x is None or version_of(x) != self._input_version else x
+
     def release(self) -> None:
         """Stop keeping the input alive."""
-        self.input = None
+        self._input = None
 
     def whole(self) -> Projection:
         """The map as one head that takes all output features."""
@@ -116,7 +122,9 @@ def linear_call(
         return _from_convolution(args, kwargs, output, scope, module)
     if func is F.linear:
         x, weight, bias = _linear_arguments(*args, **kwargs)
-    elif len(args) >= 3:
+    elif (
+        len(args) == 3 and not kwargs and args[0].dim() == 1
+    ):  # addmm; a matrix in place of the bias is a sum
         bias, x, weight = args[0], args[1], args[2].transpose(-1, -2)
     else:
         return None

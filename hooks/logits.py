@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from entropy_monitor.hooks.lineage import Origin
@@ -23,7 +24,10 @@ _SAME = frozenset(
     {"to", "float", "double", "half", "bfloat16", "type", "type_as", "contiguous", "clone", "detach", "cat"}
 )
 _RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand"})
-_PERMUTES = frozenset({"transpose", "permute", "movedim", "swapaxes", "moveaxis", "__get__", "t"})
+_PERMUTES = frozenset(
+    {"transpose", "permute", "movedim", "swapaxes", "moveaxis", "swapdims", "adjoint", "__get__", "t"}
+)
+_ROW_MAJOR = frozenset({"view", "reshape", "flatten", "unflatten"})
 _KEEPS_SCALE = _PLUS | _HIDING | _SAME | _RESHAPES | _PERMUTES
 
 
@@ -39,6 +43,8 @@ class Logits:
         names: the product's name of each of the tensor's dimensions; blank where not known.
         scale: factor so far; None where something else was done.
         inner: factor before a soft-cap.
+        reshaped: the shape and the names from which the tensor was reshaped, where its own names do not tell
+            any more: it may be reshaped back.
     """
 
     contraction: Contraction
@@ -46,6 +52,7 @@ class Logits:
     names: tuple[str, ...]
     scale: Scale | None = 1.0
     inner: Scale | None = None
+    reshaped: tuple[torch.Size, tuple[str, ...]] | None = None
 
 
 def follow_logits(
@@ -54,6 +61,9 @@ def follow_logits(
     """What is known of `result`, which `func` made from `tensor` and other arguments."""
     names = _names_after(logits.names, tensor, func, result)
     name = _name_of(func)
+    reshaped = _reshaped(logits, tensor, name, result)
+    if reshaped is not None and name in _ROW_MAJOR and result.shape == reshaped[0]:
+        names = reshaped[1]
     scale, inner = logits.scale, logits.inner
     if scale is None or name in _KEEPS_SCALE:
         if name.startswith(("sub", "__sub", "__isub")) and args[0] is not tensor:
@@ -65,7 +75,16 @@ def follow_logits(
         inner, scale = scale, 1.0
     else:
         scale = None
-    return replace(logits, names=names, scale=scale, inner=inner)
+    return replace(logits, names=names, scale=scale, inner=inner, reshaped=reshaped)
+
+
+def _reshaped(
+    logits: Logits, tensor: Tensor, name: str, result: Tensor
+) -> tuple[torch.Size, tuple[str, ...]] | None:
+    """The shape and names to go back to, as long as every element keeps its place in row-major order."""
+    if name in _ROW_MAJOR:
+        return (tensor.shape, logits.names) if all(logits.names) else logits.reshaped
+    return logits.reshaped if result.shape == tensor.shape and name not in _PERMUTES else None
 
 
 def _name_of(func: Callable[..., Any]) -> str:

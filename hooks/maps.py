@@ -2,13 +2,103 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal, SupportsIndex
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from entropy_monitor import measures
+from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.hooks.calls import AttentionCall, Inputs
+from entropy_monitor.hooks.names import module_names
 
 EVIDENCE_SIZE = 64
+
+Heads = Sequence[SupportsIndex] | Literal["all"]
+MapChoice = bool | Sequence[str] | Mapping[str, Heads]
+
+
+class WantedMaps:
+    """Which layers' and heads' maps the user asked for.
+
+    How many heads a layer has shows only in its forward, where nothing may raise: heads that it does not have
+    are noted there, and raised by `check`.
+
+    Args:
+        choice: True for all, False for none, name patterns, or a dict from pattern to heads or "all".
+        model: whose modules the patterns name.
+
+    Raises:
+        ConfigurationError: if `choice` is none of these, or a pattern names no module.
+    """
+
+    def __init__(self, choice: MapChoice, model: nn.Module) -> None:
+        self._by_pattern = _by_pattern(choice)
+        self._wrong: dict[str, str] = {}
+        if not isinstance(choice, bool):
+            check_patterns("maps", self._by_pattern, model)
+
+    def of(self, layer: str, count: int) -> list[int] | str | None:
+        """The heads to keep of a layer that has `count`: a list of them, "all", or None for none."""
+        for pattern, heads in self._by_pattern.items():
+            if fnmatchcase(layer, pattern):
+                break
+        else:
+            return None
+        beyond = [] if isinstance(heads, str) else [h for h in heads if h >= count]
+        if beyond:
+            self._wrong[layer] = f"{layer} has {count} heads (0 to {count - 1}), and no head {beyond[0]}"
+            return None
+        return heads
+
+    def check(self) -> None:
+        """Raise ConfigurationError if a layer ran that lacks a head that was asked for."""
+        if self._wrong:
+            raise ConfigurationError(f"maps: {'; '.join(list(self._wrong.values())[:5])}")
+
+
+def check_patterns(option: str, patterns: Collection[str], model: nn.Module) -> None:
+    """Raise ConfigurationError unless every pattern names a module of the model."""
+    names = list(module_names(model).values())
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            some = ", ".join(names[:8])
+            raise ConfigurationError(
+                f"{option}: no module is named {pattern!r}; {type(model).__name__} has {some}, …"
+            )
+
+
+def _by_pattern(choice: object) -> dict[str, list[int] | str]:
+    if isinstance(choice, bool):
+        return {"*": "all"} if choice else {}
+    listed = isinstance(choice, Collection) and not isinstance(choice, str)
+    if not listed or not all(isinstance(pattern, str) for pattern in choice):
+        raise ConfigurationError(
+            "maps must be True, False, a list of layer name patterns, or a dict from pattern to heads, "
+            f"got {choice!r}"
+        )
+    if isinstance(choice, Mapping):
+        return {pattern: _heads(pattern, heads) for pattern, heads in choice.items()}
+    return dict.fromkeys(choice, "all")
+
+
+def _heads(pattern: str, heads: object) -> list[int] | str:
+    if isinstance(heads, str) and heads == "all":
+        return heads
+    try:
+        if isinstance(heads, str) or any(isinstance(h, bool) for h in heads):  # type: ignore[attr-defined]
+            raise TypeError
+        numbers = [operator.index(h) for h in heads]  # type: ignore[attr-defined]
+        if any(n < 0 for n in numbers):
+            raise TypeError
+    except TypeError:
+        raise ConfigurationError(
+            f"maps[{pattern!r}] must be a list of heads, counted from 0, or 'all', got {heads!r}"
+        ) from None
+    return numbers
 
 
 @torch.no_grad()

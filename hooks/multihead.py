@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from entropy_monitor.hooks.calls import Inputs, Role, Seen
 from entropy_monitor.hooks.projections import Layout, Projection, Rows, parameters_of
+from entropy_monitor.measures import hidden
 
 NAME = "multi_head_attention_forward"
 FUNCTIONS = (F.multi_head_attention_forward,)
@@ -137,7 +138,8 @@ def _mask(
 
 def _additive(mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
-        return mask.float()
+        # What hides is told by the mask's own dtype and values: it is lost in a sum, or in float32.
+        return mask.float().masked_fill(hidden(mask), float("-inf"))
     return torch.zeros(mask.shape, device=mask.device).masked_fill(mask, float("-inf"))
 
 

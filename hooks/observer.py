@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import multihead, sdpa, softmax
+from entropy_monitor.hooks.arrangement import HeadsUntoldError
 from entropy_monitor.hooks.calls import AttentionCall, Role, Seen
 from entropy_monitor.hooks.linears import LinearCall
 from entropy_monitor.hooks.ownership import owner_of, projections_of, whole_projection
@@ -93,16 +94,21 @@ class Observer:
     @torch.no_grad()
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Attention itself, before it runs: it may work in place."""
-        source = _SOURCES[func]
         with torch._C.DisableTorchFunction():
-            if source == sdpa.NAME:
-                seen: Seen | None = sdpa.read(args, kwargs, declared_heads(self.scopes), self._trace.lineage)
-            elif source == multihead.NAME:
-                seen = multihead.read(args, kwargs)
-            else:
-                seen = self._read_softmax(args, kwargs)
+            try:
+                seen = self._seen(_SOURCES[func], args, kwargs)
+            except HeadsUntoldError as error:
+                self._sightings.rejected[self._names[self.scopes[-1].module]] = str(error)
+                return
             if seen is not None:
                 self._emit(seen)
+
+    def _seen(self, source: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Seen | None:
+        if source == sdpa.NAME:
+            return sdpa.read(args, kwargs, declared_heads(self.scopes), self._trace.lineage)
+        if source == multihead.NAME:
+            return multihead.read(args, kwargs)
+        return self._read_softmax(args, kwargs)
 
     def _read_softmax(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Seen | None:
         found = softmax.logits_of(args, kwargs)
@@ -162,8 +168,9 @@ class Observer:
     ) -> None:
         """What a function made: attention weights, a linear map's output, a product, or made of these."""
         with torch._C.DisableTorchFunction():
-            if _SOURCES.get(func) == softmax.NAME:
-                if self._awaited is not None and self._awaited.elements == 0:
+            if func in _SOURCES:  # its result comes from attention, no longer from a projection
+                unweighted = self._awaited is not None and self._awaited.elements == 0
+                if _SOURCES[func] == softmax.NAME and unweighted and self._awaited is not None:
                     self._trace.note_weights(result, self._awaited.layer)
                 return
             event = self._trace.ran(func, args, kwargs, result, self.scopes[-1], module)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from entropy_monitor.hooks.lineage import Origin
 from entropy_monitor.hooks.linears import LinearCall
@@ -57,18 +58,44 @@ def projection_of(tensor: Tensor, origin: Origin, root: LinearCall | None) -> Pr
 
 
 def has_rows_of(tensor: Tensor, origin: Origin) -> bool:
-    """Whether the rows of `[B, H, T, D]` have the norms of its projection's, up to a factor; waits."""
+    """Whether the rows of `[B, H, T, D]` are those of its projection; waits for the device.
+
+    They are where all norms agree up to one factor, which rotary embeddings keep; or where, of the first
+    token, which rotary embeddings leave alone, directions agree, up to a factor of each feature after a norm.
+    """
     linear, layout = origin.linear, origin.features.layout(tensor.shape[-1])
     if layout is None:
         return False
-    rows = _rows_of_shape(tensor.shape[0], tensor.shape[2], linear.shape[:-1])
-    found = Projection(linear.weight, linear.bias, layout, linear.input, rows)
-    seen, made = _sampled(tensor, found)
+    (b, _, t, _), shape = tensor.shape, linear.shape[:-1]
+    orders = [_rows_of_shape(b, t, shape)]
+    if tuple(shape) == (t, b) == (b, t):  # sequence first, as likely
+        orders.append(Rows(b, t, 0, 1, b))
+    return any(
+        _has_rows(tensor, Projection(linear.weight, linear.bias, layout, linear.input, rows))
+        for rows in orders
+    )
+
+
+def _has_rows(tensor: Tensor, projection: Projection) -> bool:
+    seen, made = _sampled(tensor, projection)
     if made is None or made.shape != seen.shape:
         return False
-    seen, made = seen.norm(dim=-1), made.norm(dim=-1)
+    tolerance = _tolerance(tensor, projection)
+    if _agree(seen.norm(dim=-1), made.norm(dim=-1), tolerance):
+        return True
+    seen, made = seen[:, :, 0].flatten(0, 1), made[:, :, 0].flatten(0, 1)
+    if len(seen) < 2 or seen.numel() < _ENOUGH:
+        return False
+    unit = F.normalize(made, dim=-1)
+    if _agree(F.normalize(seen, dim=-1), unit, tolerance):
+        return True
+    of_feature = (seen * unit).sum(0) / unit.square().sum(0)
+    return bool((seen - of_feature * unit).norm() <= tolerance * seen.norm())
+
+
+def _agree(seen: Tensor, made: Tensor, tolerance: float) -> bool:
     ratio = (seen * made).sum() / made.square().sum()
-    return bool((seen - ratio * made).norm() <= _tolerance(tensor, found) * seen.norm())
+    return bool((seen - ratio * made).norm() <= tolerance * seen.norm())
 
 
 def _rows_of_view(tensor: Tensor, linear: LinearCall) -> Rows | None:

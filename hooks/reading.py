@@ -15,6 +15,7 @@ from torch import Tensor
 from entropy_monitor import measures
 from entropy_monitor.hooks.calls import AttentionCall
 from entropy_monitor.hooks.explain import bias_norm, steepest
+from entropy_monitor.hooks.storage import version_of
 from entropy_monitor.measures import RowStatistics
 
 RowCount = int | Literal["all"]
@@ -88,6 +89,7 @@ class CallReading:
         self.attention = call.attention
         self.heads = call.shape[1]
         self._sigmas = head_sigmas(call)
+        self._weights = _weight_versions(call)
         self._sums: Tensor | None = None
         self._max_logit: Tensor | None = None
         self.map: Tensor | None = None
@@ -98,6 +100,8 @@ class CallReading:
         _, heads, tokens = call.shape
         if heads != self.heads:
             raise ValueError(f"{self.layer} had {self.heads} heads and now has {heads} within one step")
+        if (versions := _weight_versions(call)) != self._weights:  # several steps within one `capture`
+            self._sigmas, self._weights = head_sigmas(call), versions
         stats, scale = _statistics(call, rows)
         valid = (stats.num_keys > 0).to(stats.entropy.dtype)
         count = valid.sum((0, 2))
@@ -126,6 +130,15 @@ class CallReading:
                 *(x.to(count.device, torch.float32) for x in (s.sigma_q, s.sigma_k, s.sigma_qk)),
             ]
         )
+
+
+def _weight_versions(call: AttentionCall) -> tuple[tuple[int, int], ...]:
+    """Changes when a projection's weight does. A weight that is computed anew is told by its parameters."""
+    versions: list[tuple[int, int]] = []
+    for projection in (call.query, call.key):
+        tensors = () if projection is None else projection.parameters or (projection.weight,)
+        versions += [(id(tensor), version_of(tensor)) for tensor in tensors]
+    return tuple(versions)
 
 
 def _statistics(call: AttentionCall, rows: Tensor | None) -> tuple[RowStatistics, Tensor | None]:

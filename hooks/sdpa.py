@@ -50,31 +50,30 @@ def _read(
     n = query.dim() - 2
     if n == 1:
         arrangement = arrange_queries(query, lineage, origins["query"], heads)
+        k = arrangement.apply_to_keys(key, query)
     else:
         arrangement = Arrangement(tuple(range(n - 1)), (n - 1,) if n else ())
+        query, key = _together(query, key)
+        k = arrangement.apply(key)
     q = arrangement.apply(query)
-    k = arrangement.apply_to_keys(key, query) if n == 1 else _keys(key, q)
     mask = attn_mask
     if mask is not None and n != 2 and mask.dim() > 2:
         mask = arrangement.apply(mask.expand(*query.shape[:-2], *mask.shape[-2:]))
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     return Seen(
         NAME,
         Inputs(as_kernel_sees(q), as_kernel_sees(k), mask, is_causal, scale),
         value=value,
         tensors={"query": q, "key": k},
         origins=origins,
-        output_size=query.numel() // query.shape[-1] * value.shape[-1],
+        output_size=query.shape[:-1].numel() * value.shape[-1],
     )
 
 
-def _keys(key: Tensor, q: Tensor) -> Tensor:
-    """`[…, K, S, D]` as `[B, K, S, D]`."""
-    if key.dim() == 2:
-        return key[None, None]
-    if key.dim() > 4:
-        return key.flatten(0, -4)
-    return key.expand(q.shape[0], *key.shape[1:])
+def _together(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries `[…, H, T, D]` and keys `[…, K, S, D]`, each broadcast over the sequences of the other."""
+    lead = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3])  # type: ignore[no-untyped-call]
+    return query.expand(*lead, *query.shape[-3:]), key.expand(*lead, *key.shape[-3:])
 
 
 def as_kernel_sees(tensor: Tensor) -> Tensor:

@@ -86,6 +86,7 @@ def test_an_alert_is_told_when_it_opens_and_when_it_gets_worse() -> None:
     judge = alerting(Scripted(*([e] for e in events)), told)
     for event in events:
         assert judge.judge(record(event.step), None) == [event]
+        judge.tell(event)
     assert [a.severity for a in told] == ["warning", "severe", "warning"]
 
 
@@ -93,7 +94,8 @@ def test_what_was_open_in_a_checkpoint_is_not_told_again() -> None:
     told: list[Alert] = []
     judge = alerting(Scripted([alert_event(7, "updated", "severe")]), told)
     judge.load_state_dict({})
-    judge.judge(record(7), None)
+    for event in judge.judge(record(7), None):
+        judge.tell(event)
     assert told == []
 
 
@@ -125,7 +127,6 @@ def test_a_map_that_cannot_be_kept_costs_the_map_only(caplog: pytest.LogCaptureF
     event, told, guard = alert_event(0, worst_head=5, call=1), list[Alert](), Guard()
     judge = alerting(Scripted([event]), told, guard)
     assert judge.judge(record(), harvest(torch.ones(2, 1, 2))) == [event]
-    assert told == [event.alert]
     assert guard.faults == {"keeping an attention map": 1}
 
 
@@ -135,7 +136,8 @@ def test_on_alert_that_raises_costs_nothing_else(caplog: pytest.LogCaptureFixtur
 
     guard = Guard()
     judge = Alerting(cast("Analyzer", Scripted([alert_event(0)])), guard, complain)
-    assert len(judge.judge(record(), None)) == 1
+    (event,) = judge.judge(record(), None)
+    judge.tell(event)
     assert guard.faults == {"on_alert": 1}
     assert "on_alert failed" in caplog.text
 

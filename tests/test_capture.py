@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import entropy_monitor as em
+from entropy_monitor.hooks.calls import AttentionCall
 from tests.hooks.test_zoo import built
 from tests.zoo import ZOO, figures
 from tests.zoo.decoders import NanoGPT
@@ -74,6 +78,109 @@ def test_chosen_maps() -> None:
     }
 
 
+def test_all_heads_of_a_chosen_layer() -> None:
+    model, x = NanoGPT(True), torch.randint(50, (2, 7))
+    with em.capture(model, maps={"h.1.attn": "all", "h.0.attn": np.arange(2)}) as seen:
+        model(x)
+    heads = len(seen.heads[seen.heads.layer == "h.1.attn"])
+    assert {layer: maps[0].shape[1] for layer, maps in seen.maps.items()} == {
+        "h.0.attn": 2,
+        "h.1.attn": heads,
+    }
+
+
+def test_heads_that_a_layer_lacks() -> None:
+    model, x = NanoGPT(True), torch.randint(50, (2, 7))
+    count = model.h[0].attn.n_head
+    message = rf"maps: h\.1\.attn has {count} heads \(0 to {count - 1}\), and no head 99"
+    forwards = 0
+    with pytest.raises(em.ConfigurationError, match=message), em.capture(model, maps={"h.1.*": [99]}) as seen:
+        for _ in range(5):
+            model(x)
+            forwards += 1
+        with pytest.raises(em.ConfigurationError, match=message):
+            seen.maps  # noqa: B018
+    assert forwards == 5
+    assert set(seen.heads.layer) == {"h.0.attn", "h.1.attn"}
+    assert seen.faults == {}
+
+
+def test_the_users_error_is_not_hidden_by_ours() -> None:
+    model, x = NanoGPT(True), torch.randint(50, (2, 7))
+    with pytest.raises(KeyError, match="own"), em.capture(model, maps={"h.1.*": [99]}):
+        model(x)
+        raise KeyError("own")
+
+
+def test_integers_of_other_kinds() -> None:
+    model, x = NanoGPT(True), torch.randint(50, (2, 7))
+    assert em.measure(model, x, rows=np.int64(3)).equals(em.measure(model, x, rows=3))
+
+
+def break_reading(monkeypatch: pytest.MonkeyPatch, layers: tuple[str, ...]) -> None:
+    from entropy_monitor.hooks import Recorder
+
+    read = Recorder.attention
+
+    def broken(self: Recorder, call: AttentionCall) -> None:
+        if call.layer in layers:
+            raise ValueError("broken by hand")
+        read(self, call)
+
+    monkeypatch.setattr(Recorder, "attention", broken)
+
+
+def test_a_layer_that_cannot_be_read_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, x = NanoGPT(True), torch.randint(50, (2, 7))
+    want = model(x)
+    break_reading(monkeypatch, ("h.0.attn",))
+    with caplog.at_level(logging.WARNING, "entropy_monitor"), em.capture(model) as seen:
+        assert torch.equal(model(x), want)
+    assert set(seen.heads.layer) == {"h.1.attn"}
+    assert seen.faults["reading h.0.attn"] >= 1
+    assert "reading h.0.attn failed" in caplog.text
+    assert set(em.measure(model, x).layer) == {"h.1.attn"}
+
+
+def test_no_layer_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    break_reading(monkeypatch, ("h.0.attn", "h.1.attn"))
+    with pytest.raises(em.AttentionNotFoundError) as caught:
+        em.measure(NanoGPT(True), torch.randint(50, (2, 7)))
+    assert "Reading failed ({'reading h.0.attn': " in str(caught.value)
+    assert str(caught.value).endswith("; the log says why.")
+
+
+class Scripted(nn.Module):
+    """A model of which one part is TorchScript."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.part = NanoGPT(True), part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(self.inner(x))
+
+
+def test_torchscript_with_attention() -> None:
+    x = torch.randint(50, (2, 7))
+    traced = torch.jit.trace(NanoGPT(True).eval(), x)
+    with pytest.raises(em.ConfigurationError, match=r"NanoGPT|TopLevelTracedModule") as caught:
+        em.measure(traced, x)
+    assert "attention inside TorchScript (torch.jit.script, torch.jit.trace) cannot be read" in str(
+        caught.value
+    )
+    with pytest.raises(em.ConfigurationError, match="part: attention inside TorchScript"):
+        em.measure(Scripted(torch.jit.script(nn.Softmax(-1))), x)
+
+
+def test_torchscript_without_attention() -> None:
+    model, x = Scripted(torch.jit.script(nn.BatchNorm1d(7))), torch.randint(50, (2, 7))
+    assert set(em.measure(model, x).layer) == {"inner.h.0.attn", "inner.h.1.attn"}
+    assert model.part.running_mean.tolist() == [0.0] * 7
+
+
 class Restless(nn.Module):
     """A forward that moves everything a forward can move."""
 
@@ -102,6 +209,41 @@ def test_measure_puts_everything_back() -> None:
     assert model.training
     assert {n: b.tolist() for n, b in model.named_buffers()} == {n: b.tolist() for n, b in buffers.items()}
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Rotary(nn.Module):
+    """Keeps a table as long as the longest sequence so far, and its length beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.longest = NanoGPT(True), 0
+        self.register_buffer("table", torch.zeros(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > self.longest:
+            self.longest = x.shape[1]
+            self.register_buffer("table", torch.ones(self.longest), persistent=False)
+            self.seen = True
+        return self.inner(x) * self.table[: x.shape[1], None]
+
+
+def test_a_cache_and_its_length_go_back_together() -> None:
+    model, x = Rotary(), torch.randint(50, (2, 7))
+    dicts = {name: vars(model)[name] for name in ("_buffers", "_parameters", "_modules", "_forward_hooks")}
+    em.measure(model, x)
+    assert model.longest == 0
+    assert model.table.shape == (0,)
+    assert not hasattr(model, "seen")
+    assert all(vars(model)[name] is before for name, before in dicts.items())
+    assert model(x).shape == (2, 7, 50)
+
+
+def test_a_lazy_module_stays_as_its_first_forward_made_it() -> None:
+    model, x = nn.Sequential(NanoGPT(True), nn.LazyLinear(3), nn.LazyBatchNorm1d()), torch.randint(50, (2, 7))
+    em.measure(model, x)
+    assert type(model[1]) is nn.Linear
+    assert model[1].in_features == 50
+    assert model(x).shape == (2, 7, 3)
 
 
 def test_untouched_buffers_are_not_written() -> None:
@@ -175,7 +317,27 @@ def test_an_adapter_that_starts_at_zero_is_no_projection() -> None:
         ({"rows": True}, "rows must be a positive integer or 'all', got True"),
         ({"owners": "h.0"}, "owners must be a list of name patterns, got the text 'h.0'"),
         ({"owners": ["x.*"]}, "owners: no module is named 'x.*'; NanoGPT has NanoGPT, wte, wpe, h"),
-        ({"maps": "h.0"}, "maps must be True, a list of layer name patterns"),
+        ({"rows": np.bool_(True)}, "rows must be a positive integer or 'all', got "),
+        ({"rows": 2.0}, "rows must be a positive integer or 'all', got 2.0"),
+        ({"rows": np.arange(2)}, "rows must be a positive integer or 'all', got array([0, 1])"),
+        ({"owners": None}, "owners must be a list of name patterns, got None"),
+        ({"owners": 3}, "owners must be a list of name patterns, got 3"),
+        ({"owners": [3]}, "owners must be a list of name patterns, got [3]"),
+        ({"maps": "h.0"}, "or a dict from pattern to heads, got 'h.0'"),
+        (
+            {"maps": None},
+            "maps must be True, False, a list of layer name patterns, or a dict from pattern to",
+        ),
+        ({"maps": 1}, "or a dict from pattern to heads, got 1"),
+        ({"maps": [1]}, "or a dict from pattern to heads, got [1]"),
+        (
+            {"maps": {"h.0.attn": 5}},
+            "maps['h.0.attn'] must be a list of heads, counted from 0, or 'all', got 5",
+        ),
+        ({"maps": {"h.0.attn": [-1]}}, "or 'all', got [-1]"),
+        ({"maps": {"h.0.attn": [True]}}, "or 'all', got [True]"),
+        ({"maps": ["x.*"]}, "maps: no module is named 'x.*'; NanoGPT has NanoGPT, wte, wpe, h"),
+        ({"maps": {"x.*": [0]}}, "maps: no module is named 'x.*'"),
     ],
 )
 def test_wrong_options(options: dict[str, object], message: str) -> None:

@@ -30,6 +30,8 @@ RULES = {
     "step_report": {"records"},
     "delivery": {"records", "guard"},
     "scalars": {"records", "errors"},
+    "run": {"store", "frames", "figures", "errors"},
+    "frames": {"records", "errors"},
 }
 # The monitor and what it is made of: given its sinks, it knows no dashboard and no figure.
 MONITOR = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from entropy_monitor import Alert, EntropyMonitor, load_run, measure
+from entropy_monitor import Alert, EntropyMonitor, Thresholds, load_run, measure
 from tests.training import (
     ATTENTIONS,
     CLASSES,
@@ -189,7 +189,9 @@ def test_the_run_is_kept(start: Start) -> None:
     assert set(run.plan) == {"blocks.0", "blocks.1"}
     assert run.plan["blocks.0"]["heads"] == 2
     assert sink.info is not None
-    assert sink.info.options == {"every": 3, "rows": "all", "owners": []}
+    options = dict(sink.info.options)
+    assert options.pop("thresholds")["open_after"] == Thresholds().open_after
+    assert options == {"every": 3, "rows": "all", "owners": [], "optimizers": ["AdamW"]}
     assert sink.info.session == 0
 
 

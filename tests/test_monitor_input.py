@@ -172,7 +172,7 @@ def test_the_first_step_tells_that_reading_failed(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("entropy_monitor.hooks.recorder.Recorder.attention", broken)
     text = first_step(tiny(), tmp_path / "run", ahead)
-    assert "Reading failed ({'reading attention'" in text
+    assert "Reading failed ({'reading blocks.0'" in text
     assert "the log says why" in text
 
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from entropy_monitor import EntropyMonitor, load_run
+from entropy_monitor import ConfigurationError, EntropyMonitor, load_run
 from entropy_monitor.records import Alert
 from tests.training import ListSink, batches, flat, tiny, train
 
@@ -297,3 +297,69 @@ def test_a_layer_that_cannot_be_measured_leaves_the_others_alone(tmp_path: Path)
     assert sorted(heads.loc[heads["layer"] == "2", "step"].unique()) == list(range(8))
     # Of the layer at fault, no figure of half a step.
     assert list(heads.loc[heads["layer"] == "1", "step"].unique()) == [0]
+
+
+class _Stop(BaseException):
+    pass
+
+
+def test_an_alert_that_ends_the_run_is_kept(tmp_path: Path) -> None:
+    def stop(alert: Alert) -> None:
+        raise _Stop
+
+    model = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = EntropyMonitor(model, optimizer=optimizer, run_dir=tmp_path, every=1, on_alert=stop)
+    with pytest.raises(_Stop), monitor:
+        train(model, optimizer, 3, lambda loss: monitor.step(float("nan")))
+    (alert,) = load_run(tmp_path).alerts.to_dict("records")
+    assert alert["kind"] == "non_finite"
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_own_step(tmp_path: Path) -> None:
+    model = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with EntropyMonitor(model, optimizer=optimizer, run_dir=tmp_path, every=5) as monitor:
+        losses = iter([1.0, 1.0, 1.0, float("nan"), 1.0, 1.0, 1.0])
+        train(model, optimizer, 7, lambda _: monitor.step(next(losses)))
+    (alert,) = load_run(tmp_path).alerts.to_dict("records")
+    assert alert["opened"] == 3
+    assert "since step 3" in alert["message"]
+
+
+@pytest.mark.parametrize("state", [{"version": 1}, {"version": 1, "schedule": {}, "scalars": None}])
+def test_a_state_that_is_incomplete_is_refused(state: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny()
+    with (
+        EntropyMonitor(model, run_dir=tmp_path) as monitor,
+        pytest.raises(ConfigurationError, match="incomplete: it has no analyzer"),
+    ):
+        monitor.load_state_dict(state)
+
+
+def test_starting_over_in_a_run_directory_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def start(first: int | None) -> None:
+        model = tiny()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        with EntropyMonitor(model, optimizer=optimizer, run_dir=tmp_path, every=1) as monitor:
+            steps = iter(range(first or 0, 100))
+            train(model, optimizer, 2, lambda loss: monitor.step(loss, step=next(steps) if first else None))
+
+    start(None)
+    start(2)
+    assert caplog.text == ""
+    start(None)
+    assert "counts from step 0 again" in caplog.text
+
+
+def test_a_monitor_that_sees_nothing_any_more_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with EntropyMonitor(model, optimizer=optimizer, run_dir=tmp_path, every=1) as monitor:
+        train(model, optimizer, 2, monitor.step)
+        model.eval()
+        train(model, optimizer, 30, monitor.step)
+    assert caplog.text.count("nothing could be measured in 20 steps") == 1
+    assert "in eval mode" in caplog.text

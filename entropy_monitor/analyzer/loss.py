@@ -21,6 +21,7 @@ class LossTrack:
         smooth: exponential mean over records, NaN before the first.
         last: the latest finite value, NaN before the first.
         bad: whether the present record held a loss that was not finite.
+        bad_since: the step of the first such loss in the present record.
         given: whether the present record held a finite loss.
     """
 
@@ -30,15 +31,20 @@ class LossTrack:
         self.smooth = math.nan
         self.last = math.nan
         self.bad = False
+        self.bad_since = 0
         self.given = False
 
     def update(self, record: Record) -> None:
         """Take in one record's losses."""
         names = record.scalars.get("name", ())
         values = np.asarray(record.scalars.get("value", ()), dtype=np.float64)
-        losses = values[[i for i, name in enumerate(names) if name == "loss"]]
+        rows = [i for i, name in enumerate(names) if name == "loss"]
+        losses = values[rows]
         finite = losses[np.isfinite(losses)]
         self.bad = len(finite) < len(losses)
+        if self.bad:
+            steps = np.asarray(record.scalars["step"], dtype=np.int64)[rows]
+            self.bad_since = int(steps[~np.isfinite(losses)].min())
         self.given = len(finite) > 0
         if not self.given:
             return

@@ -46,7 +46,8 @@ class NonFinite:
         self._heads.update(reading.slots[reading.read], bad, ~bad, reading.step)
         if reading.loss.bad or reading.loss.given:
             ill = np.array([reading.loss.bad])
-            self._loss.update(_RUN, ill, ~ill, reading.step)
+            step = reading.loss.bad_since if reading.loss.bad else reading.step
+            self._loss.update(_RUN, ill, ~ill, step)
         findings = [
             Finding(
                 layer=reading.index.layers[layer],

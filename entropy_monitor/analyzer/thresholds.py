@@ -109,6 +109,10 @@ class Thresholds:
     uniform_steps: int = 300
     """Training steps that must pass besides, so that measuring every step does not shorten the patience."""
 
+    uniform_stalled_loss: float = 0.1
+    """Attention is stuck only while the loss has lost less than this fraction of its first value: a sound run
+    whose task needs no attention ended at three quarters of it."""
+
     uniform_loss_gain: float = 0.02
     """A fall of the smoothed loss by this fraction counts as movement and starts the count afresh."""
 
@@ -158,6 +162,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("uniform_layer_fraction", 0.0, 1.0),
     ("uniform_records", 1, _INF),
     ("uniform_steps", 0, _INF),
+    ("uniform_stalled_loss", 0.0, 1.0),
     ("uniform_loss_gain", 0.0, 1.0),
     ("fault_tolerance", 0.0, 1.0),
 )

@@ -45,7 +45,9 @@ class UniformAttention:
         if judged.any() and reading.loss.given:
             moved = self._loss_moved(reading.loss.smooth)
             self._fraction = self._uniform_fraction(reading)
-            stuck = self._fraction >= self._limits.uniform_layer_fraction and not moved
+            uniform = self._fraction >= self._limits.uniform_layer_fraction
+            # A loss that came down and then stands still has learnt what uniform attention can learn.
+            stuck = uniform and not moved and reading.loss.stalled(self._limits.uniform_stalled_loss)
             self._stuck.update(_RUN, np.array([stuck]), np.array([not stuck]), reading.step)
         if not self._stuck.on[0]:
             self._open = False
