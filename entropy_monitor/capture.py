@@ -86,8 +86,8 @@ def capture(
     native fast path of `nn.TransformerEncoder` in eval mode without gradients is not taken meanwhile, so that
     such a forward differs from an unwatched one by rounding, and in rows that are padding.
 
-    A layer that cannot be read never disturbs the forward: it is logged, counted in `Capture.faults`, and left
-    out.
+    A layer that cannot be read never disturbs the forward: it is logged, counted in `Capture.faults`, and
+    left out.
 
     Args:
         model: any module that contains attention.
@@ -185,12 +185,12 @@ class _Kept:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._training = module.training
-        self._buffers = None if _is_script(module) else dict(module._buffers)
-        # torch's own modules have nothing to put back but what goes wrong undone: a wrapper that is set up by
-        # its first forward (FSDP), a lazy one that this forward makes.
-        own = _is_script(module) or isinstance(module, LazyModuleMixin)
-        own = own or type(module).__module__.startswith("torch.")
-        self._attributes = None if own else dict(vars(module))
+        self._buffers = None if isinstance(module, torch.jit.ScriptModule) else dict(module._buffers)
+        # Not of torch's own modules: wrappers (FSDP) are set up by their first forward, outside their
+        # attributes too, and so are lazy modules, whose very class changes.
+        fixed = isinstance(module, (torch.jit.ScriptModule, LazyModuleMixin))
+        fixed = fixed or type(module).__module__.startswith("torch.")
+        self._attributes = None if fixed else dict(vars(module))
 
     def put_back(self) -> None:
         if self._attributes is not None:
@@ -271,13 +271,18 @@ def check_owners(model: nn.Module, owners: object) -> None:
     check_patterns("owners", owners, model)
 
 
-def _is_script(module: nn.Module) -> bool:
-    return isinstance(module, torch.jit.ScriptModule)
-
-
 def _hides_attention(module: nn.Module) -> bool:
     """Whether a module is TorchScript in which attention may run: scripted MLPs do no harm."""
     if not isinstance(module, torch.jit.ScriptModule):
         return False
     graph = str(getattr(module, "inlined_graph", ""))  # one without a forward has none
-    return any(name in graph for name in ("softmax", "scaled_dot_product", "multi_head_attention"))
+    return any(f"aten::{name}(" in graph for name in _SCRIPT_ATTENTION)
+
+
+_SCRIPT_ATTENTION = (
+    "softmax",
+    "_softmax",
+    "scaled_dot_product_attention",
+    "_native_multi_head_attention",
+    "_transformer_encoder_layer_fwd",
+)

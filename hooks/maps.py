@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal, SupportsIndex
 
@@ -43,10 +43,8 @@ class WantedMaps:
 
     def of(self, layer: str, count: int) -> list[int] | str | None:
         """The heads to keep of a layer that has `count`: a list of them, "all", or None for none."""
-        for pattern, heads in self._by_pattern.items():
-            if fnmatchcase(layer, pattern):
-                break
-        else:
+        heads = next((h for pattern, h in self._by_pattern.items() if fnmatchcase(layer, pattern)), None)
+        if heads is None:
             return None
         beyond = [] if isinstance(heads, str) else [h for h in heads if h >= count]
         if beyond:
@@ -74,31 +72,35 @@ def check_patterns(option: str, patterns: Collection[str], model: nn.Module) -> 
 def _by_pattern(choice: object) -> dict[str, list[int] | str]:
     if isinstance(choice, bool):
         return {"*": "all"} if choice else {}
-    listed = isinstance(choice, Collection) and not isinstance(choice, str)
-    if not listed or not all(isinstance(pattern, str) for pattern in choice):
+    patterns = list(choice) if isinstance(choice, Collection) and not isinstance(choice, str) else [None]
+    if not all(isinstance(pattern, str) for pattern in patterns):
         raise ConfigurationError(
             "maps must be True, False, a list of layer name patterns, or a dict from pattern to heads, "
             f"got {choice!r}"
         )
     if isinstance(choice, Mapping):
         return {pattern: _heads(pattern, heads) for pattern, heads in choice.items()}
-    return dict.fromkeys(choice, "all")
+    return dict.fromkeys(patterns, "all")
 
 
 def _heads(pattern: str, heads: object) -> list[int] | str:
     if isinstance(heads, str) and heads == "all":
         return heads
-    try:
-        if isinstance(heads, str) or any(isinstance(h, bool) for h in heads):  # type: ignore[attr-defined]
-            raise TypeError
-        numbers = [operator.index(h) for h in heads]  # type: ignore[attr-defined]
-        if any(n < 0 for n in numbers):
-            raise TypeError
-    except TypeError:
+    numbers = _numbers(heads)
+    if numbers is None or any(n < 0 for n in numbers):
         raise ConfigurationError(
             f"maps[{pattern!r}] must be a list of heads, counted from 0, or 'all', got {heads!r}"
-        ) from None
+        )
     return numbers
+
+
+def _numbers(heads: object) -> list[int] | None:
+    if isinstance(heads, str) or not isinstance(heads, Iterable):
+        return None
+    try:
+        return None if any(isinstance(h, bool) for h in heads) else [operator.index(h) for h in heads]
+    except TypeError:  # something in it is no integer
+        return None
 
 
 @torch.no_grad()

@@ -93,23 +93,20 @@ def test_heads_that_a_layer_lacks() -> None:
     model, x = NanoGPT(True), torch.randint(50, (2, 7))
     count = model.h[0].attn.n_head
     message = rf"maps: h\.1\.attn has {count} heads \(0 to {count - 1}\), and no head 99"
-    forwards = 0
     with pytest.raises(em.ConfigurationError, match=message), em.capture(model, maps={"h.1.*": [99]}) as seen:
         for _ in range(5):
             model(x)
-            forwards += 1
-        with pytest.raises(em.ConfigurationError, match=message):
-            seen.maps  # noqa: B018
-    assert forwards == 5
+    with pytest.raises(em.ConfigurationError, match=message):
+        seen.maps  # noqa: B018
+    assert seen.heads.rows_read.tolist() == [5 * 14] * len(seen.heads)
     assert set(seen.heads.layer) == {"h.0.attn", "h.1.attn"}
     assert seen.faults == {}
 
 
 def test_the_users_error_is_not_hidden_by_ours() -> None:
     model, x = NanoGPT(True), torch.randint(50, (2, 7))
-    with pytest.raises(KeyError, match="own"), em.capture(model, maps={"h.1.*": [99]}):
-        model(x)
-        raise KeyError("own")
+    with pytest.raises(TypeError, match="unexpected keyword"), em.capture(model, maps={"h.1.*": [99]}):
+        model(model(x).argmax(-1), own_mistake=True)
 
 
 def test_integers_of_other_kinds() -> None:
@@ -166,7 +163,7 @@ class Scripted(nn.Module):
 def test_torchscript_with_attention() -> None:
     x = torch.randint(50, (2, 7))
     traced = torch.jit.trace(NanoGPT(True).eval(), x)
-    with pytest.raises(em.ConfigurationError, match=r"NanoGPT|TopLevelTracedModule") as caught:
+    with pytest.raises(em.ConfigurationError, match=r"^TopLevelTracedModule, ") as caught:
         em.measure(traced, x)
     assert "attention inside TorchScript (torch.jit.script, torch.jit.trace) cannot be read" in str(
         caught.value

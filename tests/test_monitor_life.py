@@ -349,7 +349,7 @@ def test_starting_over_in_a_run_directory_is_told(tmp_path: Path, caplog: pytest
     start(2)
     assert caplog.text == ""
     start(None)
-    assert "counts from step 0 again" in caplog.text
+    assert "counts from 0 again" in caplog.text
 
 
 def test_a_monitor_that_sees_nothing_any_more_says_so(
