@@ -281,7 +281,7 @@ class EntropyMonitor:
         if self._store.session and not self._resumed and not step and not self._schedule.next:
             logger.warning(
                 "entropy-monitor: %s holds an earlier session of this run; this one counts from 0 again "
-                "and takes its place in what load_run shows (nothing is deleted). To go on from a checkpoint, "
+                "and takes its place in what load_run shows (nothing is deleted). To go on from a checkpoint "
                 "give step= or call load_state_dict()",
                 self.run_dir,
             )

@@ -80,7 +80,7 @@ def _by_pattern(choice: object) -> dict[str, list[int] | str]:
         )
     if isinstance(choice, Mapping):
         return {pattern: _heads(pattern, heads) for pattern, heads in choice.items()}
-    return dict.fromkeys(patterns, "all")
+    return {str(pattern): "all" for pattern in patterns}
 
 
 def _heads(pattern: str, heads: object) -> list[int] | str:
