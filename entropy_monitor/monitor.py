@@ -106,7 +106,7 @@ class EntropyMonitor:
     ) -> None:
         check_model(model)
         opt.check_every(every)
-        check_rows(rows)
+        rows = check_rows(rows)
         sinks = opt.check_sinks(loggers)
         optimizers = opt.check_optimizers(optimizer, model)
         opt.check_on_alert(on_alert)
