@@ -7,19 +7,18 @@ groups. Copies fall back on the number of heads that the features, or the module
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import Any
 
 from torch import Tensor
 
 from entropy_monitor.hooks.features import is_inner
-from entropy_monitor.hooks.lineage import Lineage, Origin
+from entropy_monitor.hooks.lineage import Origin
 from entropy_monitor.hooks.linears import LinearCall
 from entropy_monitor.hooks.provenance import has_rows_of
-
-
-class HeadsUntoldError(ValueError):
-    """Heads are folded among sequences in an order that neither memory nor values tell."""
+from entropy_monitor.hooks.unread import HeadsUntoldError
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,16 @@ class Arrangement:
         return self.apply(keys.expand(*lead, *keys.shape[-2:]))
 
 
-def arrange_queries(q: Tensor, lineage: Lineage, origin: Origin | None, heads: int | None) -> Arrangement:
-    """The arrangement of a query, by its memory, its projection's features, or the module's attributes.
+def possible_arrangements(
+    q: Tensor, root: LinearCall | None, origin: Origin | None, heads: int | None
+) -> list[Arrangement]:
+    """The arrangements that a query may have, the likeliest first; one where memory tells.
 
-    Raises:
-        HeadsUntoldError: if the order of heads and sequences can be told from neither memory nor values.
+    Args:
+        q: `[…, T, D]`.
+        root: the linear map whose output it is a view of, if it is one.
+        origin: the linear map that it was made from, by whatever way.
+        heads: how many there are, where the module's attributes tell.
     """
     rows = None
     if origin is not None:
@@ -80,26 +84,41 @@ def arrange_queries(q: Tensor, lineage: Lineage, origin: Origin | None, heads: i
         rows = origin.linear.shape.numel() // origin.linear.features
         told = count // head_size if count % head_size == 0 else 1
         heads = told if told > 1 or heads is None or q.dim() == 3 else heads
-    root = lineage.root_of(q)
     arrangement = arrange(q, root, heads, rows)
-    if origin is None or root is not None:
-        return arrangement
-    # A copy no longer shows in which order heads lie: the values do.
-    possible = [arrangement, *arrangement.alternatives()]
-    if len(possible) == 1 or arrangement.folded == q.shape[0]:
-        return arrangement
-    question = (origin.linear.scope.module, origin.features, arrangement)
-    if question not in lineage.settled:  # looked at once: reading values waits for the device
+    if origin is None or root is not None or arrangement.folded == q.shape[0]:
+        return [arrangement]
+    return [arrangement, *arrangement.alternatives()]
+
+
+def choose(
+    possible: list[Arrangement], q: Tensor, origin: Origin | None, settled: dict[Hashable, Any]
+) -> Arrangement:
+    """The one that the values of a query speak for: a copy no longer shows in which order heads lie.
+
+    Args:
+        possible: see `possible_arrangements`.
+        q: `[…, T, D]`.
+        origin: where it comes from.
+        settled: what was found out before; values are looked at once, for that waits for the device.
+
+    Raises:
+        HeadsUntoldError: if they speak for none.
+    """
+    if len(possible) == 1 or origin is None:
+        return possible[0]
+    question = (origin.linear.module, origin.features, possible[0])
+    if question not in settled:
         found = (a for a in possible if has_rows_of(a.apply(q), origin))
-        lineage.settled[question] = next(found, None)
-    settled: Arrangement | None = lineage.settled[question]
-    if settled is None:
+        settled[question] = next(found, None)
+    chosen: Arrangement | None = settled[question]
+    if chosen is None:
+        heads = possible[0].apply(q).shape[1]
         raise HeadsUntoldError(
             f"queries of shape {list(q.shape)} hold {heads} heads among their leading dimensions, in an "
             "order that their values do not tell: no order gives the rows that the query projection made. "
             "Keep heads in a dimension of their own, [batch, heads, tokens, head size], to have them read."
         )
-    return settled
+    return chosen
 
 
 def arrange(queries: Tensor, root: LinearCall | None, heads: int | None, rows: int | None) -> Arrangement:

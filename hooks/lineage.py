@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from entropy_monitor.hooks.features import Features, features_of
-from entropy_monitor.hooks.linears import LinearCall
+from entropy_monitor.hooks.linears import LinearCall, LinearMap
 from entropy_monitor.hooks.notes import Notes
 from entropy_monitor.hooks.storage import storage_of
 
@@ -30,7 +30,7 @@ _MIXING = frozenset(
 class Origin:
     """The linear map, and which of its output features a tensor holds."""
 
-    linear: LinearCall
+    linear: LinearMap
     features: Features
 
     def merged(self, other: Origin) -> Origin | None:

@@ -29,14 +29,57 @@ _CONV = (torch.conv1d, torch.conv2d)
 FUNCTIONS: frozenset[Callable[..., Any]] = frozenset({F.linear, *_ADDMM, *_MATMUL, *_CONV, torch.einsum})
 
 
-class LinearCall:
-    """One linear map that ran.
+class LinearMap:
+    """A linear map that was applied to something.
 
-    Attributes:
+    Args:
         weight: `[out, in]`, as it was used (gathered, reparametrized).
         bias: `[out]`, or None.
-        scope: the module forward in which it ran.
+        input: what it was applied to, `[..., in]`; None if that is not kept.
+        shape: of its output; `[..., out]` but for convolutions.
         parameters: the parameters behind `weight`.
+        module: in whose forward it ran, torch's own layers apart.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        input: Tensor | None,  # noqa: A002  torch's name for it
+        shape: torch.Size,
+        parameters: tuple[nn.Parameter, ...],
+        module: nn.Module,
+    ) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.shape = shape
+        self.parameters = parameters
+        self.module = module
+        self._input = input
+
+    @property
+    def features(self) -> int:
+        """How many output features it has."""
+        return self.weight.shape[0]
+
+    @property
+    def input(self) -> Tensor | None:
+        """What it was applied to, `[..., in]`; None if that is gone, and for convolutions."""
+        return self._input
+
+    def whole(self) -> Projection:
+        """The map as one head that takes all output features."""
+        out = self.features
+        return Projection(
+            self.weight, self.bias, Layout(1, out, 0, out), None, None, parameters=self.parameters
+        )
+
+
+class LinearCall(LinearMap):
+    """A linear map that ran in a forward, and how to recognise views of its output.
+
+    Attributes:
+        scope: the module forward in which it ran.
         feature_stride: distance in memory between neighbouring output features; 0 where the output's memory
             does not say which element is which feature.
         mixed: whether its output was overwritten in place with a sum of it and something else.
@@ -52,13 +95,10 @@ class LinearCall:
         module: nn.Module,
         feature_stride: int | None = None,
     ) -> None:
-        self.weight = weight
-        self.bias = bias
-        self._input = input
+        parameters = parameters_of(weight) or _matrices(module)
+        super().__init__(weight, bias, input, output.shape, parameters, scope.module)
         self._input_version = 0 if input is None else version_of(input)
         self.scope = scope
-        self.parameters = parameters_of(weight) or _matrices(module)
-        self.shape = output.shape
         self.offset = int(output.storage_offset())
         self.version = version_of(output)
         self.mixed = False
@@ -70,26 +110,14 @@ class LinearCall:
         self._storage = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
 
     @property
-    def features(self) -> int:
-        """How many output features it has."""
-        return self.weight.shape[0]
-
-    @property
     def input(self) -> Tensor | None:
-        """What it was applied to, `[..., in]`; None once released or written over, and for convolutions."""
+        """See `LinearMap`; None too once it was written over."""
         x = self._input
         return None if x is None or version_of(x) != self._input_version else x
 
     def release(self) -> None:
         """Stop keeping the input alive."""
         self._input = None
-
-    def whole(self) -> Projection:
-        """The map as one head that takes all output features."""
-        out = self.features
-        return Projection(
-            self.weight, self.bias, Layout(1, out, 0, out), None, None, parameters=self.parameters
-        )
 
 
 def linear_call(

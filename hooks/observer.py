@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from entropy_monitor.guard import Guard
-from entropy_monitor.hooks import multihead, sdpa, softmax
-from entropy_monitor.hooks.arrangement import HeadsUntoldError
 from entropy_monitor.hooks.calls import AttentionCall, Role, Seen
 from entropy_monitor.hooks.linears import LinearCall
 from entropy_monitor.hooks.ownership import owner_of, projections_of, whole_projection
 from entropy_monitor.hooks.projections import Projection
 from entropy_monitor.hooks.scope import Scope, declared_heads
+from entropy_monitor.hooks.site import EagerSite, Site
+from entropy_monitor.hooks.sources import ATTENTION, source_of
 from entropy_monitor.hooks.trace import Trace, Weighted
+from entropy_monitor.hooks.unread import UnreadError
 
 P = ParamSpec("P")
 
@@ -95,51 +96,26 @@ class Observer:
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Attention itself, before it runs: it may work in place."""
         with torch._C.DisableTorchFunction():
+            site = self._site()
             try:
-                seen = self._seen(_SOURCES[func], args, kwargs)
-            except HeadsUntoldError as error:
+                seen = source_of(func).read(args, kwargs, site)
+            except UnreadError as error:
                 self._sightings.rejected[self._names[self.scopes[-1].module]] = str(error)
                 return
             if seen is not None:
-                self._emit(seen)
+                self._emit(seen, site)
 
-    def _seen(self, source: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Seen | None:
-        if source == sdpa.NAME:
-            return sdpa.read(args, kwargs, declared_heads(self.scopes), self._trace.lineage)
-        if source == multihead.NAME:
-            return multihead.read(args, kwargs)
-        return self._read_softmax(args, kwargs)
-
-    def _read_softmax(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Seen | None:
-        found = softmax.logits_of(args, kwargs)
-        if found is None:
-            return None
-        logits, dim = found
-        heads = declared_heads(self.scopes)
-        known = self._trace.logits_of(logits)
-        if known is not None and softmax.is_over_keys(dim, known):
-            return softmax.read(logits, dim, known, heads, self._trace.lineage)
-        if self._named_by_hand():
-            return softmax.read_by_hand(logits, dim, heads)
-        why = (
-            "its logits are no product of two activations"
-            if known is None
-            else "that dimension is neither the queries' nor the keys' of the product behind its logits"
-        )
-        layer = self._names[self.scopes[-1].module]
-        self._sightings.rejected[layer] = f"softmax of shape {list(logits.shape)} over dimension {dim}: {why}"
-        return None
-
-    def _named_by_hand(self) -> bool:
-        return any(
+    def _site(self) -> Site:
+        by_hand = any(
             fnmatchcase(self._names[scope.module], pattern)
             for scope in self.scopes
             for pattern in self._patterns
         )
+        return EagerSite(self._trace, declared_heads(self.scopes), by_hand)
 
-    def _emit(self, seen: Seen) -> None:
+    def _emit(self, seen: Seen, site: Site) -> None:
         layer = self._names[owner_of(seen, self.scopes)]
-        found = projections_of(seen, self._trace.lineage)
+        found = projections_of(seen, site)
         call = self._calls[layer]
         self._calls[layer] += 1
         self._tell(
@@ -168,9 +144,9 @@ class Observer:
     ) -> None:
         """What a function made: attention weights, a linear map's output, a product, or made of these."""
         with torch._C.DisableTorchFunction():
-            if func in _SOURCES:  # its result comes from attention, no longer from a projection
+            if func in ATTENTION:  # its result comes from attention, no longer from a projection
                 unweighted = self._awaited is not None and self._awaited.elements == 0
-                if _SOURCES[func] == softmax.NAME and unweighted and self._awaited is not None:
+                if source_of(func).GIVES_WEIGHTS and unweighted and self._awaited is not None:
                     self._trace.note_weights(result, self._awaited.layer)
                 return
             event = self._trace.ran(func, args, kwargs, result, self.scopes[-1], module)
@@ -202,11 +178,3 @@ class Observer:
 
 
 _LATER: tuple[Role, ...] = ("value", "output")
-_SOURCES: dict[Any, str] = {
-    **dict.fromkeys(sdpa.FUNCTIONS, sdpa.NAME),
-    **dict.fromkeys(multihead.FUNCTIONS, multihead.NAME),
-    **dict.fromkeys(softmax.FUNCTIONS, softmax.NAME),
-}
-
-ATTENTION: frozenset[Any] = frozenset(_SOURCES)
-"""The functions that attention ends in."""

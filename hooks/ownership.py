@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from entropy_monitor.hooks.calls import Role, Seen
-from entropy_monitor.hooks.lineage import Lineage, Origin
+from entropy_monitor.hooks.lineage import Origin
+from entropy_monitor.hooks.linears import LinearCall
 from entropy_monitor.hooks.projections import Projection
 from entropy_monitor.hooks.provenance import projection_of
 from entropy_monitor.hooks.scope import Scope
+from entropy_monitor.hooks.site import Site
 
 _READ: tuple[Role, ...] = ("query", "key")
 
@@ -18,20 +20,21 @@ _READ: tuple[Role, ...] = ("query", "key")
 def owner_of(seen: Seen, scopes: Sequence[Scope]) -> nn.Module:
     """The module in whose forward the query projection ran, or else the innermost one that is running."""
     origin = seen.origins.get("query")
-    return (scopes[-1] if origin is None else origin.linear.scope.running(scopes)).module
+    linear = None if origin is None else origin.linear
+    return (linear.scope.running(scopes) if isinstance(linear, LinearCall) else scopes[-1]).module
 
 
-def projections_of(seen: Seen, lineage: Lineage) -> dict[Role, Projection]:
+def projections_of(seen: Seen, site: Site) -> dict[Role, Projection]:
     """The projections of q, k and v that are known for a call."""
     found = dict(seen.projections)
     for role in _READ:
         origin = seen.origins.get(role)
         if origin is not None:
             tensor = seen.tensors[role]
-            projection = projection_of(tensor, origin, lineage.root_of(tensor))
+            projection = projection_of(tensor, origin, site.root_of(tensor))
             if projection is not None:
                 found[role] = projection
-    if seen.value is not None and (origin := lineage.origin_of(seen.value)) is not None:
+    if seen.value is not None and (origin := site.origin_of(seen.value)) is not None:
         found["value"] = whole_projection(origin)
     return found
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from entropy_monitor.hooks.lineage import Origin
-from entropy_monitor.hooks.linears import LinearCall
+from entropy_monitor.hooks.linears import LinearCall, LinearMap
 from entropy_monitor.hooks.projections import Projection, Rows
 from entropy_monitor.hooks.storage import storage_of, version_of
 
@@ -21,7 +21,7 @@ _ENOUGH = 16  # numbers that have to agree
 
 
 @torch.no_grad()
-def projection_of(tensor: Tensor, origin: Origin, root: LinearCall | None) -> Projection | None:
+def projection_of(tensor: Tensor, origin: Origin, root: LinearMap | None) -> Projection | None:
     """The projection that made `tensor`, `[B, H, T, D]`.
 
     Whether anything beside a factor came between is read from the values, without waiting for the device.
@@ -47,7 +47,7 @@ def projection_of(tensor: Tensor, origin: Origin, root: LinearCall | None) -> Pr
         kept = tensor[:, :: heads // layout.heads]
         repeated = (torch.unflatten(tensor, 1, (layout.heads, -1)) == kept.unsqueeze(2)).all()
         found, tensor = replace(found, certain=_nan_unless(repeated)), kept
-    if root is linear:
+    if root is linear and isinstance(linear, LinearCall):
         rows = _rows_of_view(tensor, linear)
         if rows is not None and version_of(tensor) == linear.version != -1:
             return replace(found, rows=rows, factor=1.0)

@@ -23,8 +23,9 @@ from torch.utils.hooks import RemovableHandle
 
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks.names import module_names
-from entropy_monitor.hooks.observer import ATTENTION, Observer, Receiver, Sightings
+from entropy_monitor.hooks.observer import Observer, Receiver, Sightings
 from entropy_monitor.hooks.scope import is_leaf
+from entropy_monitor.hooks.sources import ATTENTION
 from entropy_monitor.hooks.structure import is_compiled
 
 _FOLLOWING = "following the forward"

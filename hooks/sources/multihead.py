@@ -15,16 +15,18 @@ from torch.nn import functional as F
 
 from entropy_monitor.hooks.calls import Inputs, Role, Seen
 from entropy_monitor.hooks.projections import Layout, Projection, Rows, parameters_of
+from entropy_monitor.hooks.site import Site
 from entropy_monitor.measures import hidden
 
 NAME = "multi_head_attention_forward"
+GIVES_WEIGHTS = False
 FUNCTIONS = (F.multi_head_attention_forward,)
 
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
-def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Seen:
-    """What a call attends with, its inputs being `[T, B, E]` or unbatched `[T, E]`."""
+def read(args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Seen:  # noqa: ARG001  it names all itself
+    """What a call attends with, its inputs being `[T, B, E]` or unbatched `[T, E]`; see `sources.Source`."""
     bound = _SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
     a = bound.arguments

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from entropy_monitor.hooks.arrangement import Arrangement, arrange_queries
+from entropy_monitor.hooks.arrangement import Arrangement
 from entropy_monitor.hooks.calls import Inputs, Seen
-from entropy_monitor.hooks.lineage import Lineage
+from entropy_monitor.hooks.site import Site
 
 NAME = "scaled_dot_product_attention"
+GIVES_WEIGHTS = False
 FUNCTIONS = (
     F.scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention,
@@ -20,21 +21,13 @@ FUNCTIONS = (
 )
 
 
-def read(args: tuple[Any, ...], kwargs: dict[str, Any], heads: int | None, lineage: Lineage) -> Seen:
-    """What a call attends with.
-
-    Args:
-        args: of the call.
-        kwargs: of the call.
-        heads: how many heads the owner says it has, for `[B·H, T, D]` inputs.
-        lineage: of the forward.
-    """
-    return _read(heads, lineage, *args, **kwargs)
+def read(args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Seen:
+    """What a call attends with; see `sources.Source`."""
+    return _read(site, *args, **kwargs)
 
 
 def _read(
-    heads: int | None,
-    lineage: Lineage,
+    site: Site,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -46,10 +39,10 @@ def _read(
     enable_gqa: bool = False,  # noqa: ARG001  fewer key heads show in the shapes
 ) -> Seen:
     del dropout_p  # entropies are taken before dropout
-    origins = {"query": lineage.origin_of(query), "key": lineage.origin_of(key)}
+    origins = {"query": site.origin_of(query), "key": site.origin_of(key)}
     n = query.dim() - 2
     if n == 1:
-        arrangement = arrange_queries(query, lineage, origins["query"], heads)
+        arrangement = site.arrange(query, origins["query"])
         k = arrangement.apply_to_keys(key, query)
     else:
         arrangement = Arrangement(tuple(range(n - 1)), (n - 1,) if n else ())
@@ -62,7 +55,7 @@ def _read(
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     return Seen(
         NAME,
-        Inputs(as_kernel_sees(q), as_kernel_sees(k), mask, is_causal, scale),
+        Inputs(q.to(site.kernel_dtype(q)), k.to(site.kernel_dtype(k)), mask, is_causal, scale),
         value=value,
         tensors={"query": q, "key": k},
         origins=origins,
@@ -74,11 +67,3 @@ def _together(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Queries `[…, H, T, D]` and keys `[…, K, S, D]`, each broadcast over the sequences of the other."""
     lead = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3])  # type: ignore[no-untyped-call]
     return query.expand(*lead, *query.shape[-3:]), key.expand(*lead, *key.shape[-3:])
-
-
-def as_kernel_sees(tensor: Tensor) -> Tensor:
-    """Rounded to autocast's dtype, where autocast would cast before the kernel runs."""
-    device = tensor.device.type
-    if torch.is_autocast_enabled(device) and tensor.dtype == torch.float32:
-        return tensor.to(torch.get_autocast_dtype(device))
-    return tensor

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from entropy_monitor.hooks.arrangement import Arrangement, arrange_queries
+from entropy_monitor.hooks.arrangement import Arrangement
 from entropy_monitor.hooks.calls import Inputs, Seen
-from entropy_monitor.hooks.features import is_inner
-from entropy_monitor.hooks.lineage import Lineage
-from entropy_monitor.hooks.linears import LinearCall
 from entropy_monitor.hooks.logits import Logits
+from entropy_monitor.hooks.site import Site
+from entropy_monitor.hooks.unread import UnreadError
 
 NAME = "softmax"
+GIVES_WEIGHTS = True
 FUNCTIONS = (
     F.softmax,
     torch.softmax,
@@ -60,34 +60,41 @@ def read_by_hand(logits: Tensor, dim: int, heads: int | None) -> Seen:
     return Seen(NAME, None, logits=plain.apply(logits))
 
 
-def read(logits: Tensor, dim: int, known: Logits, heads: int | None, lineage: Lineage) -> Seen:
-    """A softmax over a product of two activations.
+def read(args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Seen | None:
+    """A softmax over a product of two activations, or in a module named by hand; see `sources.Source`."""
+    found = logits_of(args, kwargs)
+    if found is None:
+        return None
+    logits, dim = found
+    known = site.logits_of(logits)
+    if known is not None and is_over_keys(dim, known):
+        return _read(logits, dim, known, site)
+    if site.by_hand:
+        return read_by_hand(logits, dim, site.heads)
+    why = (
+        "its logits are no product of two activations"
+        if known is None
+        else "that dimension is neither the queries' nor the keys' of the product behind its logits"
+    )
+    raise UnreadError(f"softmax of shape {list(logits.shape)} over dimension {dim}: {why}")
 
-    Args:
-        logits: what the softmax normalises.
-        dim: along which dimension.
-        known: where the logits come from.
-        heads: how many heads the owner says it has, if it does.
-        lineage: of the forward.
-    """
+
+def _read(logits: Tensor, dim: int, known: Logits, site: Site) -> Seen:
     product = known.contraction
     key_name = known.names[dim]
     side = product.operand(key_name) if key_name else None
     if side is None:
-        return read_by_hand(logits, dim, heads)
+        return read_by_hand(logits, dim, site.heads)
     keys, key_names = side
     from_left = keys is product.left and key_names == product.left_names
     queries, query_names = (
         (product.right, product.right_names) if from_left else (product.left, product.left_names)
     )
     key_origin, query_origin = known.origins if from_left else known.origins[::-1]
-    root = lineage.root_of(queries)
     alone = [n for n in query_names if n in known.names and product.operand(n) is not None]
-    rows_over = [
-        n for n in alone if root is None or not _is_inner(queries, query_names.index(n), root)
-    ] or alone
+    rows_over = [n for n in alone if not site.is_inner(queries, query_names.index(n))] or alone
     if not rows_over:
-        return read_by_hand(logits, dim, heads)
+        return read_by_hand(logits, dim, site.heads)
     row_name = max(rows_over, key=known.names.index)
     ends = row_name + key_name
     whole = "" not in known.names
@@ -98,11 +105,11 @@ def read(logits: Tensor, dim: int, known: Logits, heads: int | None, lineage: Li
     q = q.expand(*sizes, *q.shape[-2:])
     places = [known.names.index(n) for n in ends]
     logits = logits.permute(*(i for i in range(logits.dim()) if i not in places), *places)
-    arrangement = arrange_queries(q, lineage, query_origin, heads)
+    arrangement = site.arrange(q, query_origin)
     if not whole:
         regrouped = _regrouped(logits, q, arrangement)
         if regrouped is None:
-            return read_by_hand(logits, logits.dim() - 1, heads)
+            return read_by_hand(logits, logits.dim() - 1, site.heads)
         arrangement, logits = regrouped
     shaped = arrangement.apply(logits.expand(*sizes, *logits.shape[-2:]))
     query, key = arrangement.apply(q), arrangement.apply_to_keys(k, q)
@@ -115,10 +122,6 @@ def read(logits: Tensor, dim: int, known: Logits, heads: int | None, lineage: Li
         origins={"query": query_origin, "key": key_origin},
         extra_keys=not explains,
     )
-
-
-def _is_inner(tensor: Tensor, dim: int, root: LinearCall) -> bool:
-    return is_inner(tensor.shape[dim], tensor.stride(dim), root)
 
 
 def _permuted(tensor: Tensor, names: str, wanted: list[str]) -> Tensor:
