@@ -18,7 +18,13 @@ from torch.optim import Optimizer
 from entropy_monitor.analyzer import Thresholds
 from entropy_monitor.capture import check_owners, measure
 from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError, EntropyMonitorError
-from entropy_monitor.hooks import attention_candidates, parameter_shapes
+from entropy_monitor.hooks import (
+    attention_candidates,
+    compiled_code_is_read,
+    is_compiled,
+    module_names,
+    parameter_shapes,
+)
 from entropy_monitor.hooks.recorder import LayerParts
 from entropy_monitor.records import Sink
 from entropy_monitor.store import check_run_dir
@@ -107,7 +113,7 @@ def check_attention(model: nn.Module, owners: Sequence[str], example_inputs: obj
         example_inputs: of one forward that tells; without it only the model's structure is looked at.
     """
     check_owners(model, owners)
-    _check_not_compiled(model)
+    _check_compiled(model)
     if example_inputs is not None:
         _probe(model, owners, example_inputs)
     elif not owners and not attention_candidates(model):
@@ -119,15 +125,14 @@ def check_attention(model: nn.Module, owners: Sequence[str], example_inputs: obj
         )
 
 
-def _check_not_compiled(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        compiled = type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None)
-        if compiled:
-            raise ConfigurationError(
-                f"{name or type(module).__name__} is compiled: attention inside torch.compile cannot be "
-                "read. Watch an uncompiled model, or call entropy_monitor.measure(model, batch) on the "
-                "original module between steps."
-            )
+def _check_compiled(model: nn.Module) -> None:
+    compiled = [name for module, name in module_names(model).items() if is_compiled(module)]
+    if compiled and not compiled_code_is_read():
+        raise ConfigurationError(
+            f"{', '.join(compiled[:5])} is compiled, and this version of torch ({torch.__version__}) does "
+            "not let attention inside torch.compile be read. Watch an uncompiled model, or call "
+            "entropy_monitor.measure(model, batch) on the original module between steps."
+        )
 
 
 def _probe(model: nn.Module, owners: Sequence[str], example_inputs: object) -> None:

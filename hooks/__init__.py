@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from entropy_monitor.hooks.compiled.switch import available as compiled_code_is_read
 from entropy_monitor.hooks.names import module_names, parameter_shapes
 from entropy_monitor.hooks.observer import Sightings
 from entropy_monitor.hooks.reading import FIGURES
@@ -21,6 +22,7 @@ __all__ = [
     "Watcher",
     "WeightWatcher",
     "attention_candidates",
+    "compiled_code_is_read",
     "is_compiled",
     "module_names",
     "parameter_shapes",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, ParamSpec, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,6 @@ from entropy_monitor.hooks.site import EagerSite, Site
 from entropy_monitor.hooks.sources import ATTENTION, source_of
 from entropy_monitor.hooks.trace import Trace, Weighted
 from entropy_monitor.hooks.unread import UnreadError
-
-P = ParamSpec("P")
 
 
 class Receiver(Protocol):
@@ -103,7 +101,7 @@ class Observer:
                 self._sightings.rejected[self._names[self.scopes[-1].module]] = str(error)
                 return
             if seen is not None:
-                self._emit(seen, site)
+                self._found(func, seen, site)
 
     def _site(self) -> Site:
         by_hand = any(
@@ -113,29 +111,19 @@ class Observer:
         )
         return EagerSite(self._trace, declared_heads(self.scopes), by_hand)
 
-    def _emit(self, seen: Seen, site: Site) -> None:
+    def _found(self, func: Any, seen: Seen, site: Site) -> None:  # noqa: ARG002  graphs note it
         layer = self._names[owner_of(seen, self.scopes)]
-        found = projections_of(seen, site)
+        tell(self._receiver, self._guard, layer, self.count(layer), seen, projections_of(seen, site))
+        self._await_output(layer, seen)
+
+    def count(self, layer: str) -> int:
+        """Which call of a layer in this forward comes now, from 0."""
         call = self._calls[layer]
         self._calls[layer] += 1
-        self._tell(
-            layer,
-            self._receiver.attention,
-            AttentionCall(
-                layer,
-                call,
-                seen.source,
-                seen.inputs,
-                seen.logits,
-                found.get("query"),
-                found.get("key"),
-                seen.extra_keys,
-            ),
-        )
-        for role in _LATER:
-            if role in found:
-                self._tell(layer, self._receiver.projection, layer, role, found[role])
-        if "output" not in found:
+        return call
+
+    def _await_output(self, layer: str, seen: Seen) -> None:
+        if "output" not in seen.projections:
             self._awaited = _Awaited(layer, seen.output_size)
 
     @torch.no_grad()
@@ -161,7 +149,7 @@ class Observer:
             self._awaited.elements = event.size
         origin = self._trace.lineage.origin_of(event.values)
         if origin is not None:
-            self._tell(event.layer, self._receiver.projection, event.layer, "value", whole_projection(origin))
+            self._tell_later(event.layer, "value", whole_projection(origin))
 
     def _maybe_output(self, linear: LinearCall) -> None:
         """The first linear map of an attention's output is its W_O."""
@@ -170,11 +158,40 @@ class Observer:
         if awaited is None or x is None or x.numel() != awaited.elements:
             return
         self._awaited = None
-        self._tell(awaited.layer, self._receiver.projection, awaited.layer, "output", linear.whole())
+        self._tell_later(awaited.layer, "output", linear.whole())
 
-    def _tell(self, layer: str, receive: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Tell the receiver; a layer that cannot be measured must not take the others with it."""
-        self._guard.run(f"reading {layer}", receive, *args, **kwargs)
+    def _tell_later(self, layer: str, role: Role, projection: Projection) -> None:
+        self._guard.run(f"reading {layer}", self._receiver.projection, layer, role, projection)
+
+
+def tell(
+    receiver: Receiver, guard: Guard, layer: str, call: int, seen: Seen, found: Mapping[Role, Projection]
+) -> None:
+    """Tell a receiver of a call; a layer that cannot be measured must not take the others with it.
+
+    Args:
+        receiver: who is told.
+        guard: keeps its faults.
+        layer: the owner's name.
+        call: nth call of this owner in this forward.
+        seen: what the source saw.
+        found: the projections, by role.
+    """
+    part = f"reading {layer}"
+    attention = AttentionCall(
+        layer,
+        call,
+        seen.source,
+        seen.inputs,
+        seen.logits,
+        found.get("query"),
+        found.get("key"),
+        seen.extra_keys,
+    )
+    guard.run(part, receiver.attention, attention)
+    for role in _LATER:
+        if role in found:
+            guard.run(part, receiver.projection, layer, role, found[role])
 
 
 _LATER: tuple[Role, ...] = ("value", "output")

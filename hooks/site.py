@@ -54,7 +54,7 @@ class Site(Protocol):
         """The dtype that a fused kernel gets a tensor in: autocast may change it on the way."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class EagerSite:
     """The site of a call in a forward that runs eagerly."""
 

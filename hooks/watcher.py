@@ -8,7 +8,9 @@ nothing.
 
 from __future__ import annotations
 
+import functools
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from entropy_monitor.guard import Guard
+from entropy_monitor.hooks.compiled.reader import CompiledReader
 from entropy_monitor.hooks.names import module_names
 from entropy_monitor.hooks.observer import Observer, Receiver, Sightings
 from entropy_monitor.hooks.scope import is_leaf
@@ -40,6 +43,40 @@ class _Forward(threading.local):
         self.mode: _Interceptor | None = None
         self.observer: Observer | None = None
         self.compiled: nn.Module | None = None
+
+
+class _Gate:
+    """Stands before a module compiled in place (`module.compile()`), around whose call no hook runs."""
+
+    def __init__(
+        self, module: nn.Module, enter: Callable[[nn.Module], None], leave: Callable[[nn.Module], None]
+    ) -> None:
+        self._module = module
+        self._call = module._compiled_call_impl
+        self._enter, self._leave = enter, leave
+        module._compiled_call_impl = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._enter(self._module)
+        try:
+            return self._call(*args, **kwargs)
+        finally:
+            self._leave(self._module)
+
+    def open(self) -> None:
+        """Leave the module as it was."""
+        if self._module._compiled_call_impl is self:
+            self._module._compiled_call_impl = self._call
+
+
+def _compiled_in_place(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
+@functools.cache
+def ignore_warning_of_global_hooks() -> None:
+    """Torch warns of global hooks at every call of a compiled module; ours do nothing that it warns of."""
+    warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
 
 
 class _Interceptor(TorchFunctionMode):
@@ -91,6 +128,17 @@ class Watcher:
         self._handles: list[RemovableHandle] = []
         self._settled: dict[Hashable, Any] = {}
         self._forward = _Forward()
+        self._gates: list[_Gate] = []
+        self._compiled = CompiledReader(
+            self.names,
+            receiver,
+            guard,
+            self.sightings,
+            self._patterns,
+            self._settled,
+            self._count,
+            self._skips,
+        )
 
     @property
     def armed(self) -> bool:
@@ -99,17 +147,25 @@ class Watcher:
 
     def arm(self) -> None:
         """Watch from the next forward on."""
-        if not self.armed:
-            self._handles = [
-                register_module_forward_pre_hook(self._enter),
-                register_module_forward_hook(self._leave, always_call=True),
-            ]
+        if self.armed:
+            return
+        ignore_warning_of_global_hooks()
+        self._handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        ]
+        self._compiled.arm()
+        self._gates = [_Gate(m, self._suspend, self._resume) for m in self.names if _compiled_in_place(m)]
 
     def disarm(self) -> None:
         """Stop watching, and leave no hook behind."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._compiled.disarm()
+        for gate in self._gates:
+            gate.open()
+        self._gates = []
         self._end()  # of a forward that an interrupt left without its hooks
 
     def _enter(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
@@ -145,7 +201,7 @@ class Watcher:
             return
         forward.modules.pop()
         if forward.compiled is module:
-            self._resume()
+            self._resume(module)
         elif forward.observer is not None and module not in self._leaves:
             self._guard.run(_READING, forward.observer.leave)
         if not forward.modules:
@@ -153,11 +209,7 @@ class Watcher:
 
     def _begin(self, module: nn.Module) -> None:
         self.sightings.forwards += 1
-        if self._training_only and not torch.is_grad_enabled():
-            self.sightings.skipped["without gradients (torch.no_grad)"] += 1
-            return
-        if self._training_only and not module.training:
-            self.sightings.skipped["in eval mode"] += 1
+        if self._skips(torch.is_grad_enabled(), module.training):
             return
         forward = self._forward
         forward.observer = self._guard.run(_READING, self._observer)
@@ -168,20 +220,37 @@ class Watcher:
         forward.mode = _Interceptor(self._see)
         forward.mode.on()
 
+    def _skips(self, gradients: bool, training: bool) -> bool:
+        """Whether a forward is left out; noted if so."""
+        if not self._training_only or (gradients and training):
+            return False
+        why = "in eval mode" if gradients else "without gradients (torch.no_grad)"
+        self.sightings.skipped[why] += 1
+        return True
+
+    def _count(self, layer: str, call: int) -> int:
+        """Which call of a layer comes now: counted in the forward around, else as in the compiled graph."""
+        observer = self._forward.observer
+        return call if observer is None else observer.count(layer)
+
     def _observer(self) -> Observer:
         return Observer(
             self.names, self._receiver, self._guard, self.sightings, self._patterns, self._settled
         )
 
     def _suspend(self, module: nn.Module) -> None:
-        """Leave compiled code alone: it shows no functions, and a mode would make it compile anew."""
+        """Show compiled code no mode, for which it would be compiled anew; it is read by `CompiledReader`."""
         forward = self._forward
+        if forward.compiled is not None:
+            return
         forward.compiled = module
         if forward.mode is not None:
             forward.mode.off()
 
-    def _resume(self) -> None:
+    def _resume(self, module: nn.Module) -> None:
         forward = self._forward
+        if forward.compiled is not module:
+            return
         forward.compiled = None
         if forward.mode is not None:
             forward.mode.on()

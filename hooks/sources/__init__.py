@@ -48,3 +48,8 @@ ATTENTION: frozenset[Any] = frozenset(_SOURCES)
 def source_of(func: Any) -> Source:
     """The source that reads a function of `ATTENTION`."""
     return _SOURCES[func]
+
+
+def source_named(name: str) -> Source:
+    """The source of a name."""
+    return next(source for source in _SOURCES.values() if name == source.NAME)

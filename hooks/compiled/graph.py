@@ -1,0 +1,332 @@
+"""Finds the attention in a graph that Dynamo captured, by running it on fake tensors."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from entropy_monitor.guard import Guard
+from entropy_monitor.hooks.arrangement import Arrangement, possible_arrangements
+from entropy_monitor.hooks.calls import AttentionCall, Role, Seen
+from entropy_monitor.hooks.lineage import Origin
+from entropy_monitor.hooks.logits import Logits
+from entropy_monitor.hooks.observer import Observer, Sightings
+from entropy_monitor.hooks.ownership import owner_of
+from entropy_monitor.hooks.projections import Projection
+from entropy_monitor.hooks.scope import is_leaf
+from entropy_monitor.hooks.site import EagerSite, Site
+from entropy_monitor.hooks.sources import ATTENTION, source_of
+
+
+@dataclass
+class RecordingSite(EagerSite):
+    """An eager site that keeps its answers, by question."""
+
+    answers: list[tuple[str, Any]] = field(default_factory=list)
+
+    def origin_of(self, tensor: Tensor) -> Origin | None:
+        """See `Site`."""
+        origin = super().origin_of(tensor)
+        self.answers.append(("origin_of", origin))
+        return origin
+
+    def logits_of(self, tensor: Tensor) -> Logits | None:
+        """See `Site`."""
+        logits = super().logits_of(tensor)
+        self.answers.append(("logits_of", logits))
+        return logits
+
+    def is_inner(self, tensor: Tensor, dim: int) -> bool | None:
+        """See `Site`."""
+        inner = super().is_inner(tensor, dim)
+        self.answers.append(("is_inner", inner))
+        return inner
+
+    def arrange(self, queries: Tensor, origin: Origin | None) -> Arrangement:
+        """See `Site`; which of several possible ones it is, values tell when the graph runs."""
+        root = self.trace.lineage.root_of(queries)
+        possible = possible_arrangements(queries, root, origin, self.heads)
+        self.answers.append(("arrange", possible))
+        return possible[0]
+
+    def kernel_dtype(self, tensor: Tensor) -> torch.dtype:
+        """See `Site`."""
+        dtype = super().kernel_dtype(tensor)
+        self.answers.append(("kernel_dtype", dtype))
+        return dtype
+
+
+@dataclass
+class GraphCall:
+    """An attention call of a graph.
+
+    Attributes:
+        node: that computes it.
+        source: name of the source.
+        answers: to the source's questions.
+        heads: see `Site`.
+        by_hand: see `Site`.
+        owner: the module whose attention it is.
+        layer: its name.
+        call: nth call of this owner in the graph.
+        later: W_V and W_O, as far as they are known.
+    """
+
+    node: fx.Node
+    source: str
+    answers: list[tuple[str, Any]]
+    heads: int | None
+    by_hand: bool
+    owner: nn.Module
+    layer: str
+    call: int
+    later: dict[Role, Projection]
+
+
+@dataclass
+class Traced:
+    """One graph that was run: which node made which tensor, and what attention it holds."""
+
+    graph: fx.Graph
+    module: fx.GraphModule
+    nodes: dict[int, fx.Node]
+    kept: list[Tensor]
+    calls: list[GraphCall]
+
+
+class GraphObserver(Observer):
+    """Collects the attention calls of a graph instead of reading them."""
+
+    def __init__(self, names: Mapping[nn.Module, str], sightings: Sightings, patterns: Sequence[str]) -> None:
+        super().__init__(names, self, Guard(), sightings, patterns, {})
+        self.guard = self._guard
+        self.at: tuple[Traced, fx.Node] | None = None
+        self._by_layer: dict[str, GraphCall] = {}
+
+    def attention(self, call: AttentionCall) -> None:
+        """See `Receiver`; never called here."""
+
+    def projection(self, layer: str, role: Role, projection: Projection) -> None:
+        """See `Receiver`."""
+        call = self._by_layer.get(layer)
+        if call is not None:
+            call.later.setdefault(role, projection)
+
+    def sync(self, modules: Sequence[nn.Module]) -> None:
+        """Have just these modules running, the outermost first."""
+        running = [scope.module for scope in self.scopes]
+        same = 0
+        while same < min(len(running), len(modules)) and running[same] is modules[same]:
+            same += 1
+        for _ in running[same:]:
+            self.leave()
+        for module in modules[same:]:
+            self.enter(module)
+
+    def leave(self) -> None:
+        """The innermost forward ends; its tensors are kept until the whole graph was read."""
+        self.scopes.pop()
+
+    def _site(self) -> Site:
+        site = super()._site()
+        return RecordingSite(self._trace, site.heads, site.by_hand)
+
+    def _found(self, func: Any, seen: Seen, site: Site) -> None:
+        if self.at is None or not isinstance(site, RecordingSite):
+            return
+        if seen.value is not None:
+            site.origin_of(seen.value)  # asked again when the call is read
+        traced, node = self.at
+        owner = owner_of(seen, self.scopes)
+        layer = self._names[owner]
+        call = GraphCall(
+            node,
+            source_of(func).NAME,
+            site.answers,
+            site.heads,
+            site.by_hand,
+            owner,
+            layer,
+            self.count(layer),
+            dict(seen.projections),
+        )
+        traced.calls.append(call)
+        self._by_layer[layer] = call
+        self._await_output(layer, seen)
+
+
+class Reader(fx.Interpreter):
+    """Runs a graph on fake tensors, showing its functions to an observer.
+
+    Args:
+        traced: where to note what was found.
+        observer: sees the functions.
+        root: the module whose forward the graph is, if it is one.
+        modules: the watched modules by identity, as Dynamo notes it at every node.
+        done: takes every graph that was run, those within this one too.
+    """
+
+    def __init__(
+        self,
+        traced: Traced,
+        observer: GraphObserver,
+        root: nn.Module | None,
+        modules: Mapping[str, nn.Module],
+        done: list[Traced],
+    ) -> None:
+        super().__init__(traced.module)
+        self._traced = traced
+        self._observer = observer
+        self._root = root
+        self._modules = modules
+        self._done = done
+        self._running: list[nn.Module] = []
+        self.autocasts: list[Any] = []
+        done.append(traced)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node, and show it."""
+        if n.op not in ("call_function", "call_method"):
+            return self._note(n, super().run_node(n))
+        stack = n.meta.get("nn_module_stack") or {}
+        found = [
+            self._modules[key.partition("@")[0]] for key in stack if key.partition("@")[0] in self._modules
+        ]
+        if self._root is not None and self._root not in found:
+            found = [self._root, *found]
+        self._running = found or self._running
+        self._observer.sync([m for m in self._running if not is_leaf(m)])
+        if n.target is torch._C._set_grad_enabled:
+            return None
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        inner = _inner_graph(n, args)
+        if inner is not None:
+            return self._note(n, self._run_inner(*inner))
+        function = _function(n, args)
+        if not self._running:
+            return self._note(n, super().run_node(n))
+        self._observer.at = (self._traced, n)
+        if function in ATTENTION:
+            self._observer.guard.run("following a graph", self._observer.before, function, args, kwargs)
+        result = self._note(n, super().run_node(n))
+        self._keep_autocast(n, result)
+        for part in result if type(result) in (tuple, list) else (result,):
+            if isinstance(part, Tensor):
+                module = self._running[-1]
+                self._observer.guard.run(
+                    "following a graph", self._observer.after, function, args, kwargs, part, module
+                )
+        return result
+
+    def _note(self, node: fx.Node, result: Any) -> Any:
+        if isinstance(result, Tensor):
+            self._traced.nodes.setdefault(id(result), node)
+            self._traced.kept.append(result)  # so that its identity is not given to another
+        return result
+
+    def _run_inner(self, module: fx.GraphModule, args: tuple[Any, ...]) -> Any:
+        if any(traced.module is module for traced in self._done):  # one region, run several times
+            return fx.Interpreter(module).run(*args)
+        traced = Traced(module.graph, module, {}, [], [])
+        reader = Reader(traced, self._observer, None, self._modules, self._done)
+        reader._running, reader.autocasts = self._running, self.autocasts
+        return reader.run(*args)
+
+    def _keep_autocast(self, node: fx.Node, result: Any) -> None:
+        name = getattr(node.target, "__name__", "")
+        if name == "_enter_autocast":
+            self.autocasts.append(result)
+        elif name == "_exit_autocast" and self.autocasts:
+            self.autocasts.pop()
+
+
+def read_graph(
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    root: nn.Module | None,
+    observer: GraphObserver,
+    modules: Mapping[str, nn.Module],
+) -> list[Traced]:
+    """Run a graph on fakes of its inputs.
+
+    Args:
+        module: as Dynamo captured it.
+        inputs: of the first call, real or fake.
+        root: the module whose forward it is, if it is one.
+        observer: sees its functions.
+        modules: the watched modules by identity.
+
+    Returns:
+        The graph and those within it, with the attention calls that each holds.
+    """
+    done: list[Traced] = []
+    traced = Traced(module.graph, module, {}, [], [])
+    reader = Reader(traced, observer, root, modules, done)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    # Without gradients: what would be saved for them would count among what a checkpoint around saves.
+    with mode, torch.no_grad():
+        try:
+            reader.run(*[_fake(x) for x in inputs])
+        finally:
+            for entered in reversed(reader.autocasts):
+                entered.__exit__(None, None, None)
+    return done
+
+
+def _fake(x: Any) -> Any:
+    """A fake with the sizes of now: those of Dynamo's own fakes would leave guards behind when looked at."""
+    if isinstance(x, torch.SymInt):
+        return int(x.node.hint)
+    if not isinstance(x, Tensor):
+        return x
+    if type(x) not in (Tensor, nn.Parameter) and not _is_fake(x):
+        raise TypeError(f"inputs of type {type(x).__name__}")
+    size, stride = _ints(x.shape), _ints(x.stride())
+    fake: Tensor = torch.empty_strided(size, stride, dtype=x.dtype, device=x.device)
+    if isinstance(x, nn.Parameter):
+        return nn.Parameter(fake, requires_grad=x.requires_grad)
+    return fake.requires_grad_(x.requires_grad) if x.is_floating_point() else fake
+
+
+def _is_fake(x: Tensor) -> bool:
+    return type(x).__name__ == "FakeTensor"
+
+
+def _ints(numbers: Sequence[Any]) -> list[int]:
+    return [int(n.node.hint) if isinstance(n, torch.SymInt) else int(n) for n in numbers]
+
+
+def _inner_graph(node: fx.Node, args: tuple[Any, ...]) -> tuple[fx.GraphModule, tuple[Any, ...]] | None:
+    """The graph within a node that runs one just as it is: checkpointed or marked regions."""
+    name = str(getattr(node.target, "_name", None) or getattr(node.target, "__name__", ""))
+    if not args or not isinstance(args[0], fx.GraphModule):
+        return None
+    if name in ("tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap"):
+        return args[0], args[1:]
+    if name == "invoke_subgraph":
+        return args[0], args[2:]
+    return None
+
+
+def _function(node: fx.Node, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """The function of torch that a node calls, as it would be seen in eager mode."""
+    if node.op == "call_method":
+        method: Callable[..., Any] = getattr(Tensor, str(node.target), None) or getattr(
+            type(args[0]), str(node.target)
+        )
+        return method
+    target: Any = node.target
+    if getattr(target, "__module__", "") in ("_operator", "operator"):
+        name = str(target.__name__).rstrip("_")
+        if target is operator.getitem:
+            return Tensor.__getitem__
+        return getattr(Tensor, f"__{name}__", target)
+    function: Callable[..., Any] = target
+    return function

@@ -1,0 +1,56 @@
+"""The operator that reads inside compiled code, and the plans that it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entropy_monitor.hooks.compiled.plan import Plan
+
+Read = Callable[[Plan, Sequence[Tensor | None], Sequence[int]], None]
+
+_plans: dict[int, Plan] = {}
+_readers: dict[int, Read] = {}  # of the armed watchers
+
+_library = torch.library.Library("entropy_monitor", "DEF")
+_tags = [
+    getattr(torch.Tag, name)
+    for name in ("needs_exact_strides", "cudagraph_unsafe")
+    if hasattr(torch.Tag, name)
+]
+_library.define("read(int plan, Tensor?[] tensors, SymInt[] sizes) -> ()", tags=tuple(_tags))
+
+
+def _run(plan: int, tensors: list[Tensor | None], sizes: list[int]) -> None:
+    known = _plans.get(plan)
+    if known is not None:
+        for read in list(_readers.values()):
+            read(known, tensors, sizes)
+
+
+def _run_fake(plan: int, tensors: list[Tensor | None], sizes: list[Any]) -> None:
+    """While a graph is compiled, nothing is read."""
+
+
+_library.impl("read", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("entropy_monitor::read", _run_fake)
+
+READ = torch.fx.node.has_side_effect(torch.ops.entropy_monitor.read.default)  # type: ignore[no-untyped-call]
+"""Nothing uses its result: without the mark it would be left out as dead code."""
+
+
+def register(plan: Plan) -> int:
+    """Make a plan known to the operator; returns the key to call it with."""
+    _plans[plan.key] = plan
+    return plan.key
+
+
+def listen(owner: object, read: Read | None) -> None:
+    """Have a watcher's reader called from now on; None ends it."""
+    if read is None:
+        _readers.pop(id(owner), None)
+    else:
+        _readers[id(owner)] = read

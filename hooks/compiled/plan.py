@@ -1,0 +1,234 @@
+"""What is known of an attention call in compiled code, with slots in place of its tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from entropy_monitor.hooks.calls import Role
+from entropy_monitor.hooks.lineage import Origin
+from entropy_monitor.hooks.linears import LinearMap
+from entropy_monitor.hooks.logits import Logits
+from entropy_monitor.hooks.products import Contraction
+from entropy_monitor.hooks.projections import Projection
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a tensor among the operator's arguments."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """The place of a number that may change from call to call."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A part of a tensor's memory, as a weight is that lies within a larger one."""
+
+    whole: Slot
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class Map:
+    """A `LinearMap`: its tensors, and the names of its parameters and its module.
+
+    Attributes:
+        weight: of the map.
+        bias: of the map.
+        input: of the map.
+        output: where there is no input, what tells the shape of its output.
+        out_dim: which dimension of the output are features.
+        parameters: names.
+        module: name.
+    """
+
+    weight: Slot | Strided
+    bias: Slot | Strided | None
+    input: Slot | None
+    output: Slot | None
+    parameters: tuple[str, ...]
+    module: str
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A `Projection` of W_V or W_O: its weight as `[out, in]`, and how heads lie in it."""
+
+    weight: Slot | Strided
+    layout: Any
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A parameter near the call: where one graph serves several layers, it tells which of them runs."""
+
+    slot: Slot
+    name: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to read one attention call of a graph.
+
+    Attributes:
+        source: name of the source.
+        args: of the call, frozen.
+        kwargs: of the call, frozen.
+        answers: to the source's questions, in order, frozen.
+        heads: see `Site`.
+        by_hand: see `Site`.
+        layer: the owner's name when the graph was compiled.
+        call: nth call of this owner in the graph.
+        later: W_V and W_O, where they are known.
+        anchor: tells the owner's name when the graph runs.
+        gradients: whether the graph was compiled for a forward with gradients.
+        training: whether the owner was in training mode.
+    """
+
+    source: str
+    args: Any
+    kwargs: Any
+    answers: tuple[Any, ...]
+    heads: int | None
+    by_hand: bool
+    layer: str
+    call: int
+    later: tuple[tuple[Role, Whole], ...]
+    anchor: Anchor | None
+    gradients: bool
+    training: bool
+
+    @property
+    def key(self) -> int:
+        """A number that any process gives to the same plan: compiled code is cached on disk."""
+        return int.from_bytes(hashlib.sha256(repr(self).encode()).digest()[:7], "big")
+
+
+class OutOfReachError(Exception):
+    """A tensor that the operator cannot be given: no node of the graph before the call holds it."""
+
+
+def freeze(value: Any, tensor: Callable[[Tensor], Any], linear: Callable[[LinearMap], Any]) -> Any:
+    """A value with every tensor and linear map in it replaced; an origin out of reach becomes None.
+
+    Args:
+        value: dataclasses, tuples, lists and dicts of anything.
+        tensor: what to put in place of a tensor.
+        linear: what to put in place of a linear map.
+
+    Raises:
+        OutOfReachError: a tensor cannot be replaced.
+    """
+    if isinstance(value, Origin):
+        try:
+            return Frozen(Origin, (("linear", linear(value.linear)), ("features", value.features)))
+        except OutOfReachError:
+            return None
+    if isinstance(value, Tensor):
+        return tensor(value)
+    if isinstance(value, LinearMap):
+        return linear(value)
+    if isinstance(value, (tuple, list)):
+        return (list if isinstance(value, list) else tuple)(freeze(item, tensor, linear) for item in value)
+    if isinstance(value, dict):
+        return {name: freeze(item, tensor, linear) for name, item in value.items()}
+    if isinstance(value, (Logits, Contraction)):
+        found = {f.name: freeze(getattr(value, f.name), tensor, linear) for f in fields(value) if f.init}
+        return Frozen(type(value), tuple(found.items()))
+    return value
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A dataclass whose fields are frozen."""
+
+    kind: type
+    fields: tuple[tuple[str, Any], ...]
+
+    def __repr__(self) -> str:
+        return f"{self.kind.__qualname__}{self.fields}"
+
+
+class Thaw:
+    """Puts tensors back in their slots.
+
+    Args:
+        tensors: the operator's arguments.
+        sizes: the numbers that may change.
+        parameter: the parameter of a name, now.
+        module: the module of a name.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor | None],
+        sizes: Sequence[int],
+        parameter: Callable[[str], nn.Parameter | None],
+        module: Callable[[str], nn.Module],
+    ) -> None:
+        self._tensors = tensors
+        self._sizes = sizes
+        self._parameter = parameter
+        self._module = module
+        self._maps: dict[Map, LinearMap] = {}
+
+    def __call__(self, value: Any) -> Any:
+        """What was frozen, with this call's tensors."""
+        if isinstance(value, (Slot, Strided)):
+            return self._tensor(value)
+        if isinstance(value, Size):
+            return self._sizes[value.index]
+        if isinstance(value, Map):
+            if value not in self._maps:  # the same map for q and k stays the same
+                self._maps[value] = self._map(value)
+            return self._maps[value]
+        if isinstance(value, Whole):
+            weight = self._tensor(value.weight)
+            parameters = self._parameters(value.parameters)
+            return Projection(weight, None, value.layout, None, None, parameters=parameters)
+        if isinstance(value, Frozen):
+            return value.kind(**{name: self(item) for name, item in value.fields})
+        if isinstance(value, (tuple, list)):
+            return type(value)(self(item) for item in value)
+        if isinstance(value, dict):
+            return {name: self(item) for name, item in value.items()}
+        return value
+
+    def _tensor(self, place: Slot | Strided) -> Tensor:
+        slot = place.whole if isinstance(place, Strided) else place
+        tensor = self._tensors[slot.index]
+        if tensor is None:
+            raise ValueError(f"the operator got no tensor {slot.index}")
+        if isinstance(place, Slot):
+            return tensor
+        return tensor.as_strided(place.size, place.stride, tensor.storage_offset() + place.offset)
+
+    def _map(self, value: Map) -> LinearMap:
+        weight = self._tensor(value.weight)
+        bias = None if value.bias is None else self._tensor(value.bias)
+        x = None if value.input is None else self._tensor(value.input)
+        if x is not None:
+            shape = x.shape[:-1] + weight.shape[:1]
+        else:
+            shape = self._tensor(value.output).shape if value.output is not None else weight.shape[:0]
+        return LinearMap(
+            weight, bias, x, shape, self._parameters(value.parameters), self._module(value.module)
+        )
+
+    def _parameters(self, names: tuple[str, ...]) -> tuple[nn.Parameter, ...]:
+        found = [self._parameter(name) for name in names]
+        return tuple(p for p in found if p is not None)

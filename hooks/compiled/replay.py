@@ -1,0 +1,85 @@
+"""Reads a call of compiled code as in eager mode, from its plan and its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entropy_monitor.hooks.arrangement import Arrangement, choose
+from entropy_monitor.hooks.calls import Role, Seen
+from entropy_monitor.hooks.compiled.plan import Plan, Thaw
+from entropy_monitor.hooks.lineage import Origin
+from entropy_monitor.hooks.linears import LinearMap
+from entropy_monitor.hooks.logits import Logits
+from entropy_monitor.hooks.ownership import projections_of
+from entropy_monitor.hooks.projections import Projection
+from entropy_monitor.hooks.sources import source_named
+
+
+class ReplayedSite:
+    """Gives the answers that were found when the graph was compiled, in the order of the questions.
+
+    Args:
+        plan: of the call.
+        thaw: puts the call's tensors into the answers.
+        settled: what was found out by looking at values.
+    """
+
+    def __init__(self, plan: Plan, thaw: Thaw, settled: dict[Hashable, Any]) -> None:
+        self.heads = plan.heads
+        self.by_hand = plan.by_hand
+        self._answers: Iterator[Any] = iter(plan.answers)
+        self._thaw = thaw
+        self._settled = settled
+
+    def origin_of(self, tensor: Tensor) -> Origin | None:  # noqa: ARG002
+        """See `Site`."""
+        origin: Origin | None = self._answer("origin_of")
+        return origin
+
+    def root_of(self, tensor: Tensor) -> LinearMap | None:  # noqa: ARG002
+        """None: in compiled code a tensor's memory tells nothing of where it comes from."""
+        return None
+
+    def logits_of(self, tensor: Tensor) -> Logits | None:  # noqa: ARG002
+        """See `Site`."""
+        logits: Logits | None = self._answer("logits_of")
+        return logits
+
+    def is_inner(self, tensor: Tensor, dim: int) -> bool | None:  # noqa: ARG002
+        """See `Site`."""
+        inner: bool | None = self._answer("is_inner")
+        return inner
+
+    def arrange(self, queries: Tensor, origin: Origin | None) -> Arrangement:
+        """See `Site`; what memory did not tell when the graph was compiled, values tell now."""
+        return choose(self._answer("arrange"), queries, origin, self._settled)
+
+    def kernel_dtype(self, tensor: Tensor) -> torch.dtype:  # noqa: ARG002
+        """See `Site`."""
+        dtype: torch.dtype = self._answer("kernel_dtype")
+        return dtype
+
+    def _answer(self, question: str) -> Any:
+        asked, answer = next(self._answers)
+        if asked != question:
+            raise RuntimeError(f"the source asked {question} where it had asked {asked} before")
+        return self._thaw(answer)
+
+
+def read(plan: Plan, thaw: Thaw, settled: dict[Hashable, Any]) -> tuple[Seen, dict[Role, Projection]] | None:
+    """What a call attends with, and its projections."""
+    site = ReplayedSite(plan, thaw, settled)
+    with torch.no_grad():
+        seen = source_named(plan.source).read(thaw(plan.args), thaw(plan.kwargs), site)
+        if seen is None:
+            return None
+        found = projections_of(seen, site)
+        found.update({role: thaw(whole) for role, whole in plan.later})
+    return seen, found
+
+
+Parameters = Callable[[Sequence[Tensor | None]], str | None]

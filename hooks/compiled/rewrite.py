@@ -1,0 +1,265 @@
+"""Inserts the reading operator into a graph, before every attention call that was found in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from entropy_monitor.hooks.compiled.graph import GraphCall, Traced
+from entropy_monitor.hooks.compiled.operator import READ, register
+from entropy_monitor.hooks.compiled.plan import (
+    Anchor,
+    Map,
+    OutOfReachError,
+    Plan,
+    Size,
+    Slot,
+    Strided,
+    Whole,
+    freeze,
+)
+from entropy_monitor.hooks.linears import LinearMap
+from entropy_monitor.hooks.logits import Logits
+from entropy_monitor.hooks.projections import Projection
+
+
+class _Arguments:
+    """The operator's arguments for one call: nodes in place of tensors and of numbers."""
+
+    def __init__(self, traced: Traced, call: GraphCall, names: Mapping[int, str], owners: _Names) -> None:
+        self.tensors: list[fx.Node] = []
+        self.sizes: list[fx.Node] = []
+        self._traced = traced
+        self._names = names
+        self._owners = owners
+        order = {node: i for i, node in enumerate(traced.graph.nodes)}
+        self._before = {n for n, i in order.items() if i < order[call.node]}
+        self._storages: dict[int, tuple[fx.Node, Tensor]] = {}
+        for tensor in traced.kept:
+            node = traced.nodes[id(tensor)]
+            if node in self._before:
+                self._storages.setdefault(tensor.untyped_storage()._cdata, (node, tensor))
+
+    def slot(self, node: fx.Node) -> Slot:
+        """A node's place among the tensors."""
+        if node not in self.tensors:
+            self.tensors.append(node)
+        return Slot(self.tensors.index(node))
+
+    def of_node(self, value: Any) -> Any:
+        """An argument of the call as the graph has it."""
+        if isinstance(value, fx.Node):
+            known = value.meta.get("example_value")
+            if isinstance(known, Tensor):
+                return self.slot(value)
+            if isinstance(known, (int, torch.SymInt)):
+                if value not in self.sizes:
+                    self.sizes.append(value)
+                return Size(self.sizes.index(value))
+            raise OutOfReachError
+        if isinstance(value, (tuple, list)):
+            return tuple(self.of_node(item) for item in value)
+        if isinstance(value, dict):
+            return {name: self.of_node(item) for name, item in value.items()}
+        return value
+
+    def tensor(self, tensor: Tensor) -> Slot | Strided:
+        """The place of a tensor of the fake run, or of the weight that it is a part of."""
+        node = self._traced.nodes.get(id(tensor))
+        if node is not None and node in self._before:
+            return self.slot(node)
+        found = self._storages.get(tensor.untyped_storage()._cdata)
+        if found is None or found[0].op not in ("placeholder", "get_attr"):
+            raise OutOfReachError
+        offset = int(tensor.storage_offset()) - int(found[1].storage_offset())
+        return Strided(self.slot(found[0]), tuple(tensor.shape), tuple(tensor.stride()), offset)
+
+    def linear(self, linear: LinearMap) -> Map:
+        """A linear map with slots."""
+        x, output = None, None
+        try:
+            x = None if linear.input is None else self.tensor(linear.input)
+        except OutOfReachError:
+            x = None
+        if not isinstance(x, Slot):
+            x = None
+            output = self._output_of(linear)
+        return Map(
+            self.tensor(linear.weight),
+            None if linear.bias is None else self.tensor(linear.bias),
+            x,
+            output,
+            self.parameters(linear.parameters),
+            self._owners.module(linear.module),
+        )
+
+    def parameters(self, parameters: Sequence[nn.Parameter]) -> tuple[str, ...]:
+        """The names of parameters, given as those of the model or as their fakes."""
+        found = []
+        for parameter in parameters:
+            name = self._names.get(id(parameter)) or self._owners.parameter(parameter)
+            if name is not None:
+                found.append(name)
+        return tuple(found)
+
+    def whole(self, projection: Projection) -> Whole:
+        """W_V or W_O with slots."""
+        return Whole(
+            self.tensor(projection.weight), projection.layout, self.parameters(projection.parameters)
+        )
+
+    def _output_of(self, linear: LinearMap) -> Slot | None:
+        for tensor in self._traced.kept:
+            node = self._traced.nodes[id(tensor)]
+            if node in self._before and tensor.shape == linear.shape and _uses(node, linear):
+                return self.slot(node)
+        return None
+
+
+def _uses(node: fx.Node, linear: LinearMap) -> bool:
+    return node.op in ("call_function", "call_method") and bool(linear.shape)
+
+
+class _Names:
+    """Names of the watched modules and of their parameters as they are now."""
+
+    def __init__(self, names: Mapping[nn.Module, str]) -> None:
+        self._modules = names
+        self._parameters = {
+            id(p): join(name, own, module)
+            for module, name in names.items()
+            for own, p in module._parameters.items()
+            if p is not None
+        }
+        self._root = next(iter(names), None)
+
+    def module(self, module: nn.Module) -> str:
+        """Of a module; it may be one that is not watched."""
+        return self._modules.get(module, "")
+
+    def parameter(self, parameter: object) -> str | None:
+        """Of a parameter."""
+        return self._parameters.get(id(parameter))
+
+
+def join(module_name: str, own: str, module: nn.Module) -> str:
+    """The name of a parameter: its module's and its own. A model's own name is its class."""
+    return own if module_name == type(module).__name__ else f"{module_name}.{own}"
+
+
+def insert(
+    graphs: Sequence[Traced],
+    inputs: Sequence[Any],
+    names: Mapping[nn.Module, str],
+) -> tuple[list[fx.Node], dict[str, str]]:
+    """Insert the operator.
+
+    Args:
+        graphs: the captured graph first, then those within it.
+        inputs: of the captured graph, real.
+        names: qualified name of every watched module.
+
+    Returns:
+        The nodes that were inserted, and why calls were left out, by layer.
+    """
+    owners = _Names(names)
+    by_fake: dict[int, str] = {}
+    outer = [n for n in graphs[0].graph.nodes if n.op == "placeholder"] if graphs else []
+    real = dict(zip(outer, inputs, strict=False))
+    for traced in graphs:
+        for tensor in traced.kept:
+            node = traced.nodes[id(tensor)]
+            name = owners.parameter(real.get(node))
+            if name is not None:
+                by_fake[id(tensor)] = name
+    inserted: list[fx.Node] = []
+    left_out: dict[str, str] = {}
+    for traced in graphs:
+        for call in traced.calls:
+            try:
+                inserted += _insert(traced, call, by_fake, owners)
+            except OutOfReachError:
+                left_out[call.layer] = "its queries or keys are not among the values of the compiled graph"
+        if traced.calls:
+            traced.graph.lint()
+            traced.module.recompile()
+    return inserted, left_out
+
+
+def _insert(traced: Traced, call: GraphCall, by_fake: Mapping[int, str], owners: _Names) -> list[fx.Node]:
+    arguments = _Arguments(traced, call, by_fake, owners)
+    args, kwargs = arguments.of_node(tuple(call.node.args)), arguments.of_node(dict(call.node.kwargs))
+    answers = tuple(_answer(arguments, question, answer) for question, answer in call.answers)
+    later = []
+    for role, projection in call.later.items():
+        try:
+            later.append((role, arguments.whole(projection)))
+        except OutOfReachError:
+            continue  # made after the attention, or from weights
+    plan = Plan(
+        call.source,
+        args,
+        kwargs,
+        answers,
+        call.heads,
+        call.by_hand,
+        call.layer,
+        call.call,
+        tuple(later),
+        _anchor(arguments, call, traced, by_fake, owners),
+        torch.is_grad_enabled(),
+        call.owner.training,
+    )
+    graph = traced.graph
+    with graph.inserting_before(call.node):
+        detached = [graph.call_method("detach", (node,)) for node in arguments.tensors]
+        read = graph.call_function(READ, (register(plan), detached, list(arguments.sizes)))
+    for node, original in zip(detached, arguments.tensors, strict=True):
+        node.meta["example_value"] = original.meta.get("example_value")
+    for node in (*detached, read):
+        node.meta.update({k: v for k, v in call.node.meta.items() if k in ("nn_module_stack", "stack_trace")})
+    return [*detached, read]
+
+
+def _answer(arguments: _Arguments, question: str, answer: Any) -> tuple[str, Any]:
+    """An answer with slots; a factor of the logits that is out of reach is not known."""
+    try:
+        return question, freeze(answer, arguments.tensor, arguments.linear)
+    except OutOfReachError:
+        if not isinstance(answer, Logits):
+            raise
+    plain = replace(answer, scale=None, inner=None)
+    return question, freeze(plain, arguments.tensor, arguments.linear)
+
+
+def _anchor(
+    arguments: _Arguments, call: GraphCall, traced: Traced, by_fake: Mapping[int, str], owners: _Names
+) -> Anchor | None:
+    """A parameter below the owner, or used by what runs in it."""
+    prefix = owners.module(call.owner) + "."
+    if "." not in prefix[:-1] and prefix[:-1] == type(call.owner).__name__:
+        prefix = ""
+    best: tuple[bool, fx.Node, str] | None = None
+    for tensor in traced.kept:
+        node = traced.nodes[id(tensor)]
+        name = by_fake.get(id(tensor))
+        if name is None or not name.startswith(prefix) or node.op != "placeholder":
+            continue
+        used = node in arguments.tensors
+        if best is None or used > best[0]:
+            best = (used, node, name)
+    return None if best is None else Anchor(arguments.slot(best[1]), best[2])
+
+
+def remove(inserted: Sequence[fx.Node]) -> None:
+    """Take the operator out again."""
+    for node in reversed(inserted):
+        node.graph.erase_node(node)
+    for graph in {node.graph for node in inserted}:
+        module = graph.owning_module
+        if module is not None:
+            module.recompile()

@@ -1,0 +1,178 @@
+"""Chooses the version of compiled code that runs: the user's, or while a watcher is armed the one that reads.
+
+Dynamo keeps the versions of a code object apart by the backend that compiled them. An armed watcher has every
+compiled function run with a backend of its own name, which compiles with the user's: so the user's version is
+neither changed nor compiled again, whatever compiled it and whenever.
+
+This leans on what torch.compile does inside (`torch._dynamo.eval_frame._callback_from_stance`,
+`OutputGraph.call_user_compiler`). Where these are missing, `available` is False.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn.modules import module as modules
+
+Rewrite = Callable[[fx.GraphModule, Sequence[Any], Any], Callable[[], None] | None]
+"""Called with a captured graph, its inputs and Dynamo's own; returns how to undo what it did, if anything."""
+
+_lock = threading.RLock()
+_armed: list[tuple[object, Rewrite]] = []
+_originals: list[Any] = []
+_compiling = threading.local()
+_twins: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def available() -> bool:
+    """Whether this version of torch lets compiled code be read."""
+    if not hasattr(torch, "_dynamo") and not torch.compiler:  # pragma: no cover
+        return False
+    from torch._dynamo import eval_frame, output_graph
+
+    return hasattr(eval_frame, "_callback_from_stance") and hasattr(
+        output_graph.OutputGraph, "call_user_compiler"
+    )
+
+
+def arm(owner: object, rewrite: Rewrite) -> None:
+    """Have compiled code run in the version that reads."""
+    with _lock:
+        if not _armed:
+            _install()
+        _armed.append((owner, rewrite))
+
+
+def disarm(owner: object) -> None:
+    """Go back to the user's version, once no watcher is armed any more."""
+    with _lock:
+        kept = [entry for entry in _armed if entry[0] is not owner]
+        if len(kept) == len(_armed):
+            return
+        _armed[:] = kept
+        if not kept:
+            _uninstall()
+
+
+def _install() -> None:
+    from torch._dynamo import eval_frame
+    from torch._dynamo.output_graph import OutputGraph
+
+    _originals[:] = [eval_frame._callback_from_stance, OutputGraph.call_user_compiler]
+    eval_frame._callback_from_stance = _choose
+    OutputGraph.call_user_compiler = _compile  # type: ignore[method-assign]
+
+
+def _uninstall() -> None:
+    from torch._dynamo import eval_frame
+    from torch._dynamo.output_graph import OutputGraph
+
+    eval_frame._callback_from_stance, OutputGraph.call_user_compiler = _originals  # type: ignore[method-assign]
+
+
+def _choose(callback: Any) -> Any:
+    """The callback that Dynamo is to use in place of `callback`."""
+    chosen = _originals[0](callback)
+    convert = getattr(chosen, "_torchdynamo_orig_backend", None)
+    if not _armed or not hasattr(convert, "_clone_with_backend"):
+        return chosen  # nothing is compiled, or by a stance of the user's
+    twin = _twins.get(chosen)
+    if twin is None:
+        twin = _twins[chosen] = _Twin(chosen)
+    return twin
+
+
+class _Backend:
+    """The user's backend under another identity."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.__name__ = getattr(backend, "__name__", type(backend).__name__)
+        for name in ("reset", "get_compiler_config"):  # what Dynamo may ask of a backend
+            if hasattr(backend, name):
+                setattr(self, name, getattr(backend, name))
+
+    def __call__(self, module: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        return self._backend(module, inputs, **kwargs)
+
+
+_backends: list[tuple[Any, _Backend]] = []
+
+
+def _backend_for(backend: Any) -> _Backend:
+    """One for all callbacks of equal backends: blocks that were compiled apart share their code."""
+    from torch._dynamo.eval_frame import innermost_backend
+
+    innermost = innermost_backend(backend)
+    for known, ours in _backends:
+        if known is innermost or known == innermost:
+            return ours
+    _backends.append((innermost, _Backend(backend)))
+    return _backends[-1][1]
+
+
+class _Twin:
+    """Compiles what `callback` compiles, in the version that reads."""
+
+    def __init__(self, callback: Any) -> None:
+        from torch._dynamo import convert_frame
+
+        convert = callback._torchdynamo_orig_backend
+        backend = _backend_for(convert._torchdynamo_orig_backend)
+        self._torchdynamo_orig_backend = convert_frame.catch_errors_wrapper(
+            convert._clone_with_backend(backend), callback.hooks
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        _compiling.depth = getattr(_compiling, "depth", 0) + 1
+        try:
+            with _module_hooks_hidden():
+                return self._torchdynamo_orig_backend(*args)
+        finally:
+            _compiling.depth -= 1
+
+
+@contextmanager
+def _module_hooks_hidden() -> Iterator[None]:
+    """Compile as on other steps, when our module hooks are not there."""
+    tables = (modules._global_forward_pre_hooks, modules._global_forward_hooks)
+    ours = [{key: hook for key, hook in table.items() if _is_ours(hook)} for table in tables]
+    for table, mine in zip(tables, ours, strict=True):
+        for key in mine:
+            del table[key]
+    try:
+        yield
+    finally:
+        for table, mine in zip(tables, ours, strict=True):
+            table.update(mine)
+
+
+def _is_ours(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("entropy_monitor.hooks")
+
+
+def _compile(graph: Any, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+    """`OutputGraph.call_user_compiler`, with the operator inserted in the version that reads."""
+    compiler = _originals[1]
+    if not getattr(_compiling, "depth", 0):
+        return compiler(graph, module, inputs)
+    undo: Callable[[], None] | None = None
+    for _, rewrite in _armed:
+        undo = rewrite(module, inputs, graph)
+        if undo is not None:
+            break
+    if undo is None:
+        return compiler(graph, module, inputs)
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:
+        return compiler(graph, module, inputs)
+    except BackendCompilerFailed:
+        undo()
+        return compiler(graph, module, inputs)
