@@ -28,6 +28,48 @@ def test_plain_loop(tmp_path: Path) -> None:
     assert len(kept.loss) == 12
 
 
+def board(folder: Path, name: str) -> list[int]:
+    """Steps at which TensorBoard has a scalar, in all event files below a folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = []
+    for path in folder.rglob("*tfevents*"):
+        events = EventAccumulator(str(path))
+        events.Reload()
+        if name in events.Tags()["scalars"]:
+            found += [e.step for e in events.Scalars(name)]
+    return sorted(found)
+
+
+def test_huggingface_trainer(tmp_path: Path) -> None:
+    script = str(ROOT / "examples" / "huggingface_trainer.py")
+    assert "step 10: mean entropy" in run(script, "--steps", "12", "--output-dir", str(tmp_path))
+    assert "2 sessions" in run(script, "--steps", "32", "--output-dir", str(tmp_path), "--resume")
+    kept = load_run(tmp_path / "entropy_monitor")
+    assert sorted(kept.heads["step"].unique()) == [0, 10, 20, 30]
+    assert board(tmp_path, "train/attention/layer_01/entropy_mean") == [1, 11, 21, 31]
+
+
+def test_lightning_fit(tmp_path: Path) -> None:
+    script, out = str(ROOT / "examples" / "lightning_fit.py"), str(tmp_path)
+    run(script, "--steps", "12", "--output-dir", out)
+    checkpoint = next(tmp_path.rglob("*.ckpt"))
+    assert "2 sessions" in run(script, "--steps", "32", "--output-dir", out, "--resume", str(checkpoint))
+    (folder,) = tmp_path.rglob("entropy_monitor")
+    assert sorted(load_run(folder).heads["step"].unique()) == [0, 10, 20, 30]
+    assert board(tmp_path, "attention/layer_01/entropy_mean") == [0, 10, 20, 30]
+
+
+def test_accelerate_loop(tmp_path: Path) -> None:
+    out = run(str(ROOT / "examples" / "accelerate_loop.py"), "--steps", "24", "--output-dir", str(tmp_path))
+    assert "Reader" in out
+    kept = load_run(tmp_path / "entropy_monitor")
+    assert sorted(kept.heads["step"].unique()) == [0, 10]
+    assert len(kept.loss) == 12
+    assert board(tmp_path, "attention/layer_01/entropy_mean") == [0, 10]
+    assert (tmp_path / "checkpoint" / "custom_checkpoint_0.pkl").is_file()
+
+
 def test_overhead_prints_ratios() -> None:
     out = run(str(ROOT / "benchmarks" / "overhead.py"), "--smoke", "--rounds", "2")
     assert out.count("measured") == 2
