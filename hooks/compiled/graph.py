@@ -210,7 +210,7 @@ class Reader(fx.Interpreter):
         if inner is not None:
             return self._note(n, self._run_inner(*inner))
         function = _function(n, args)
-        if not self._running:
+        if not self._running or (n.target is operator.getitem and not isinstance(args[0], Tensor)):
             return self._note(n, super().run_node(n))
         self._observer.at = (self._traced, n)
         if function in ATTENTION:
