@@ -6,6 +6,7 @@ T queries, S keys, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +17,8 @@ from entropy_monitor.hooks.logits import Scale
 from entropy_monitor.hooks.projections import Projection
 
 Role = Literal["query", "key", "value", "output"]
+Modify = Callable[[Tensor, slice, slice, Tensor], tuple[Tensor, Tensor | None]]
+"""What a kernel does to logits before their softmax; see `measures.row_statistics`."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Inputs:
         is_causal: upper-left aligned causal mask, on top of `mask`.
         scale: factor of q·k, after the soft-cap if there is one; None where it is not known.
         inner: factor of q·k before a soft-cap tanh; None without one.
+        modify: what else is done to the logits, and which keys it hides; None where nothing is.
     """
 
     q: Tensor
@@ -37,6 +41,20 @@ class Inputs:
     is_causal: bool = False
     scale: Scale | None = None
     inner: Scale | None = None
+    modify: Modify | None = None
+
+
+def fused_factors(inputs: Inputs) -> tuple[float, float | None]:
+    """Scale and soft-cap of fused attention, in the measures' terms: `cap · tanh(scale · q·k / cap)`.
+
+    Raises:
+        TypeError: if the scale is a tensor: fused attention has one, a number.
+    """
+    if not isinstance(inputs.scale, float) or isinstance(inputs.inner, Tensor):
+        raise TypeError("fused attention has one scale, got a tensor or none")
+    if inputs.inner is None:
+        return inputs.scale, None
+    return inputs.inner * inputs.scale, inputs.scale
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,10 @@ class Seen:
     Attributes:
         source: the function's name.
         inputs: q, k and masks, where they are known.
-        logits: `[B, H, T, S]` as they enter the softmax; None for fused attention.
+        logits: `[B, H, T, S]` as they enter the softmax, or whatever makes weights of them; None for fused
+            attention.
+        weights: `[B, H, T, S]`, what values are multiplied with, where a softmax did not make it.
+        attention: how rows are normalised.
         value: the values, where they are an argument.
         tensors: q `[B, H, T, D]` and k `[B, K, S, D]` as they left their projections' side.
         origins: where these come from.
@@ -64,6 +85,8 @@ class Seen:
     projections: dict[Role, Projection] = field(default_factory=dict)
     extra_keys: bool = False
     output_size: int = 0
+    weights: Tensor | None = None
+    attention: str = "softmax"
 
 
 @dataclass(frozen=True)
@@ -80,7 +103,10 @@ class AttentionCall:
         query: where q comes from; None where that could not be told.
         key: likewise for k.
         extra_keys: keys that no projection of the input made.
-        attention: how rows are normalised.
+        attention: how rows are normalised: `softmax`, or what makes the weights instead (`relu`, `sigmoid`,
+            …), with "(normalised)" where they do not sum to one: the figures are those of the rows divided
+            by their sums.
+        weights: `[B, H, T, S]`, for attention without a softmax.
     """
 
     layer: str
@@ -92,6 +118,7 @@ class AttentionCall:
     key: Projection | None
     extra_keys: bool = False
     attention: str = "softmax"
+    weights: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:

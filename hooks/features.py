@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from entropy_monitor.hooks.projections import Layout
@@ -44,6 +45,10 @@ class Features:
         for (n, s), (heads, head_stride) in (self.dims, self.dims[::-1]):
             if n == head_size:
                 return Layout(heads, n, self.base, head_stride, s)
+        ((n, s), (groups, group_stride)) = self.dims
+        if n % head_size == 0 and n * s <= group_stride:  # several heads in each group, side by side
+            heads = groups * (n // head_size)
+            return Layout(heads, head_size, self.base, head_size * s, s, groups, group_stride)
         joined = _joined(self.dims)
         return Features(self.base, joined).layout(head_size) if len(joined) == 1 else None
 
@@ -71,6 +76,9 @@ class Features:
             else:
                 continue
             return Features(low.base, (*low.dims[:i], joined, *low.dims[i + 1 :]))
+        gap = high.base - low.base
+        if len(low.dims) == 1 and not differ and 0 < gap < low.dims[0][1]:  # one feature of each head, twice
+            return Features(low.base, ((2, gap), *low.dims))
         return None
 
 
@@ -98,6 +106,43 @@ def features_of(tensor: Tensor, linear: LinearCall) -> Features | None:
     if len(dims) > 2 or base + sum((n - 1) * s for n, s in dims) >= out:
         return None
     return Features(base, dims)
+
+
+def features_taken(tensor: Tensor, index: Any, linear: LinearCall) -> Features | None:
+    """Which features `tensor[index]` holds, a copy made by lists in the index; None where that is not told.
+
+    Args:
+        tensor: a view of the linear map's output.
+        index: of numbers, slices and lists; tensors would have to be read.
+        linear: the map.
+    """
+    parts = index if isinstance(index, tuple) else (index,)
+    if features_of(tensor, linear) is None or any(isinstance(part, Tensor) for part in parts):
+        return None
+    step = linear.feature_stride
+    first = ((int(tensor.storage_offset()) - linear.offset) // step) % linear.features
+    sizes = tensor.shape
+    inner = [is_inner(n, s, linear) for n, s in zip(sizes, tensor.stride(), strict=True)]
+    strides = [s // step if i else 0 for i, s in zip(inner, tensor.stride(), strict=True)]
+    # Numbers, not tensors: what is looked at here may be fake.
+    numbers = np.lib.stride_tricks.as_strided(
+        np.arange(first, first + linear.features), tuple(sizes), tuple(8 * s for s in strides), writeable=False
+    )
+    taken = numbers[index]
+    if not isinstance(taken, np.ndarray) or not taken.size:
+        return None
+    base, dims = int(taken.flat[0]), []
+    expected = np.full_like(taken, base)
+    for dim, size in enumerate(taken.shape):
+        if size < 2:
+            continue
+        stride = int(np.moveaxis(taken, dim, 0)[1].flat[0]) - base
+        expected = expected + (np.arange(size) * stride).reshape(-1, *(1,) * (taken.ndim - dim - 1))
+        if stride:
+            dims.append((size, stride))
+    dims.sort(key=lambda d: d[1])
+    told = len(dims) <= 2 and all(s > 0 for _, s in dims) and np.array_equal(taken, expected)
+    return Features(base, tuple(dims) or ((1, 1),)) if told else None
 
 
 def is_inner(size: int, stride: int, linear: LinearCall) -> bool:

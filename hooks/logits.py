@@ -101,6 +101,8 @@ def _times(scale: Scale, other: object, over: bool) -> Scale | None:
             return None
     elif not isinstance(other, (int, float)):
         return None
+    if isinstance(scale, float) and scale == 1.0 and not over:
+        return other if isinstance(other, Tensor) else float(other)  # as it is: compiled code can be given it
     return scale / other if over else scale * other
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Literal, SupportsIndex
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from entropy_monitor import measures
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.hooks.calls import AttentionCall, Inputs
+from entropy_monitor.hooks.calls import AttentionCall, Inputs, fused_factors
 from entropy_monitor.hooks.names import module_names
 
 EVIDENCE_SIZE = 64
@@ -111,6 +112,8 @@ def full_map(call: AttentionCall, heads: list[int] | None) -> Tensor:
         call: the attention call.
         heads: which heads to keep; all by default.
     """
+    if call.weights is not None:
+        return _shares(call.weights if heads is None else call.weights[:, heads])
     if call.logits is not None:
         return _softmax(call.logits if heads is None else call.logits[:, heads])
     maps = _map(call, call.inputs, None).float()
@@ -122,7 +125,9 @@ def evidence_map(call: AttentionCall) -> Tensor:
     """`[H, r, c]`, r, c ≤ 64: the first sequence's attention at evenly spaced rows, keys in blocks."""
     _, _, tokens = call.shape
     rows = measures.systematic_rows(tokens, EVIDENCE_SIZE, 0, call.rows.device)
-    if call.logits is not None:
+    if call.weights is not None:
+        maps = _shares(call.weights[:1].index_select(2, rows))
+    elif call.logits is not None:
         maps = _softmax(call.logits[:1].index_select(2, rows))
     else:
         maps = _map(call, _first_sequence(call.inputs), rows)
@@ -135,13 +140,26 @@ def _softmax(logits: Tensor) -> Tensor:
     return logits.float().softmax(-1).masked_fill(blind, 0.0)
 
 
+def _shares(weights: Tensor) -> Tensor:
+    """Rows divided by their sums; those of zeros alone stay 0."""
+    weights = weights.float()
+    total = weights.sum(-1, keepdim=True)
+    return weights / torch.where(total == 0, 1.0, total)
+
+
 def _map(call: AttentionCall, inputs: Inputs | None, rows: Tensor | None) -> Tensor:
     if inputs is None:
         raise ValueError(f"attention call of {call.layer}: neither inputs nor logits")
-    if isinstance(inputs.scale, Tensor):
-        raise TypeError(f"attention call of {call.layer}: fused attention has one scale, got a tensor")
+    scale, softcap = fused_factors(inputs)
     return measures.attention_map(
-        inputs.q, inputs.k, mask=inputs.mask, is_causal=inputs.is_causal, scale=inputs.scale, rows=rows
+        inputs.q,
+        inputs.k,
+        mask=inputs.mask,
+        is_causal=inputs.is_causal,
+        scale=scale,
+        softcap=softcap,
+        rows=rows,
+        modify=inputs.modify,
     )
 
 
@@ -151,7 +169,7 @@ def _first_sequence(inputs: Inputs | None) -> Inputs | None:
     mask = inputs.mask
     if mask is not None and mask.dim() == 4:
         mask = mask[:1]
-    return Inputs(inputs.q[:1], inputs.k[:1], mask, inputs.is_causal, inputs.scale)
+    return replace(inputs, q=inputs.q[:1], k=inputs.k[:1], mask=mask)
 
 
 def _pool_keys(maps: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from entropy_monitor.hooks.projections import Projection
 from entropy_monitor.hooks.scope import Scope, declared_heads
 from entropy_monitor.hooks.site import EagerSite, Site
 from entropy_monitor.hooks.sources import ATTENTION, source_of
+from entropy_monitor.hooks.sources.normalised import Activations
 from entropy_monitor.hooks.trace import Trace, Weighted
 from entropy_monitor.hooks.unread import UnreadError
 
@@ -78,6 +79,7 @@ class Observer:
         self._sightings = sightings
         self._patterns = patterns
         self._trace = Trace(settled)
+        self._activations = Activations(self._trace)
         self._calls: Counter[str] = Counter()
         self._awaited: _Awaited | None = None
 
@@ -137,6 +139,10 @@ class Observer:
                 if source_of(func).GIVES_WEIGHTS and unweighted and self._awaited is not None:
                     self._trace.note_weights(result, self._awaited.layer)
                 return
+            site = self._site()
+            seen = self._activations.ran(func, args, kwargs, result, site)
+            if seen is not None:
+                self._found(func, seen, site)
             event = self._trace.ran(func, args, kwargs, result, self.scopes[-1], module)
             if isinstance(event, LinearCall):
                 self._maybe_output(event)
@@ -187,6 +193,8 @@ def tell(
         found.get("query"),
         found.get("key"),
         seen.extra_keys,
+        seen.attention,
+        seen.weights,
     )
     guard.run(part, receiver.attention, attention)
     for role in _LATER:

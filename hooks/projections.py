@@ -9,18 +9,26 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Layout:
-    """Which output features of a linear map make up which head: `base + h * head_stride + j * stride`."""
+    """Which output features of a linear map make up which head.
+
+    Heads come in groups of equal size, most often one of all heads. Feature j of head h of group g is
+    `base + g * group_stride + h * head_stride + j * stride`.
+    """
 
     heads: int
     head_size: int
     base: int
     head_stride: int
     stride: int = 1
+    groups: int = 1
+    group_stride: int = 0
 
     @property
     def last(self) -> int:
         """The largest feature index that is used."""
-        return self.base + (self.heads - 1) * self.head_stride + (self.head_size - 1) * self.stride
+        inner = self.heads // self.groups
+        groups = self.base + (self.groups - 1) * self.group_stride
+        return groups + (inner - 1) * self.head_stride + (self.head_size - 1) * self.stride
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class WeightPart:
 
     def matrix(self) -> Tensor:
         """The weights now, as `[H · d_head, d_model]`, float32; a copy."""
-        return self.place.read(self.parameter).float().transpose(1, 2).flatten(0, 1).clone()
+        return self.place.read(self.parameter).float().flatten(0, 1).transpose(1, 2).flatten(0, 1).clone()
 
 
 @dataclass(frozen=True)
@@ -86,30 +94,32 @@ class Projection:
 
     def head_weights(self) -> Tensor:
         """W of each head as `[H, d_model, d_head]`, float32; NaN where it is not certain."""
-        weights = self.place.read(self.weight).float()
+        weights = self.place.read(self.weight).float().flatten(0, 1)
         return weights if self.certain is None else weights * self.certain
 
     @property
     def place(self) -> Place:
-        """Where the heads' weights lie in the memory of `weight`."""
-        n, d = self.layout.heads, self.layout.head_size
+        """Where the heads lie in the memory of `weight`: `[groups, heads of a group, d_model, d_head]`."""
+        at = self.layout
         out, features = self.weight.stride()
         return Place(
-            (n, self.weight.shape[1], d),
-            (self.layout.head_stride * out, features, self.layout.stride * out),
-            int(self.weight.storage_offset()) + self.layout.base * out,
+            (at.groups, at.heads // at.groups, self.weight.shape[1], at.head_size),
+            (at.group_stride * out, at.head_stride * out, features, at.stride * out),
+            int(self.weight.storage_offset()) + at.base * out,
         )
 
     def head_biases(self) -> Tensor | None:
         """The bias of each head as `[H, d_head]`, float32; None without a bias."""
         if self.bias is None:
             return None
-        b = self.bias.detach()
-        return b.as_strided(
-            (self.layout.heads, self.layout.head_size),
-            (self.layout.head_stride * b.stride(0), self.layout.stride * b.stride(0)),
-            b.storage_offset() + self.layout.base * b.stride(0),
-        ).float()
+        b, at = self.bias.detach(), self.layout
+        step = b.stride(0)
+        heads = b.as_strided(
+            (at.groups, at.heads // at.groups, at.head_size),
+            (at.group_stride * step, at.head_stride * step, at.stride * step),
+            b.storage_offset() + at.base * step,
+        )
+        return heads.flatten(0, 1).float()
 
     def matrix(self) -> Tensor:
         """The whole weight of all heads as `[H · d_head, d_model]`, float32."""

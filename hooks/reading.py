@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from entropy_monitor import measures
-from entropy_monitor.hooks.calls import AttentionCall
+from entropy_monitor.hooks.calls import AttentionCall, fused_factors
 from entropy_monitor.hooks.explain import bias_norm, steepest
 from entropy_monitor.hooks.storage import version_of
 from entropy_monitor.measures import RowStatistics
@@ -144,14 +144,24 @@ def _weight_versions(call: AttentionCall) -> tuple[tuple[int, int], ...]:
 def _statistics(call: AttentionCall, rows: Tensor | None) -> tuple[RowStatistics, Tensor | None]:
     """Row statistics, and the factor of q·k, broadcast over `[B, H, R]`; None where that is not known."""
     i = call.inputs
+    if call.weights is not None and call.logits is not None:
+        return measures.row_statistics_from_weights(call.weights, call.logits, rows=rows), None
     if call.logits is not None:
         stats = measures.row_statistics_from_logits(call.logits, rows=rows)
         if i is None or i.scale is None:
             return stats, None
         stats = stats._replace(bias_norm=bias_norm(i, call.logits, rows))
     elif i is not None and isinstance(i.scale, float):
+        factor, softcap = fused_factors(i)
         stats = measures.row_statistics(
-            i.q, i.k, mask=i.mask, is_causal=i.is_causal, scale=i.scale, rows=rows
+            i.q,
+            i.k,
+            mask=i.mask,
+            is_causal=i.is_causal,
+            scale=factor,
+            softcap=softcap,
+            rows=rows,
+            modify=i.modify,
         )
     else:
         raise ValueError(f"attention call of {call.layer}: neither logits nor all that makes them")
@@ -174,6 +184,8 @@ def _floors(
     """Row, activation, weight floors and the paper's curve, `[B, H, R]` each."""
     n = stats.num_keys
     unknown = torch.full_like(n, math.nan)
+    if call.weights is not None:  # the theorem is about a softmax
+        return unknown, unknown, unknown, unknown
     row = measures.floor_row(stats.logit_norm, n)
     paper = measures.floor_paper(sigmas.sigma_qk[:, None].to(n.device), n)
     i = call.inputs

@@ -20,7 +20,7 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.hooks import RemovableHandle
 
 from entropy_monitor.guard import Guard
@@ -28,7 +28,7 @@ from entropy_monitor.hooks.compiled.reader import CompiledReader
 from entropy_monitor.hooks.names import module_names
 from entropy_monitor.hooks.observer import Observer, Receiver, Sightings
 from entropy_monitor.hooks.scope import is_leaf
-from entropy_monitor.hooks.sources import ATTENTION
+from entropy_monitor.hooks.sources import ATTENTION, python_functions
 from entropy_monitor.hooks.structure import is_compiled
 
 _FOLLOWING = "following the forward"
@@ -52,7 +52,7 @@ class _Gate:
         self, module: nn.Module, enter: Callable[[nn.Module], None], leave: Callable[[nn.Module], None]
     ) -> None:
         self._module = module
-        self._call = module._compiled_call_impl
+        self._call: Callable[..., Any] = module._compiled_call_impl  # type: ignore[assignment]
         self._enter, self._leave = enter, leave
         module._compiled_call_impl = self
 
@@ -80,21 +80,43 @@ def ignore_warning_of_global_hooks() -> None:
 
 
 class _Interceptor(TorchFunctionMode):
-    def __init__(self, see: Callable[..., Any]) -> None:
+    def __init__(self, see: Callable[..., Any], called: Callable[..., None]) -> None:
         super().__init__()
         self._see = see
+        self._called = called
+        self._undo: Callable[[], None] | None = None
 
     def on(self) -> None:
         """See the functions of this thread from now on."""
+        self._undo = python_functions.install(self._python_function)
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def off(self) -> None:
         """See them no longer."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+
+    def _python_function(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[Any], None] | None:
+        """One of attention's own is called: what runs in it is not seen, nor compiled anew for being seen."""
+        self._called(func, args, kwargs)
+        if _get_current_function_mode() is not self:  # type: ignore[no-untyped-call]
+            return None
+        self.__exit__(None, None, None)
+
+        def back(result: Any) -> None:  # noqa: ARG001
+            self.__enter__()
+
+        return back
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if python_functions.is_inside():
+            return func(*args, **(kwargs or {}))
         return self._see(func, args, kwargs or {})
 
 
@@ -217,7 +239,7 @@ class Watcher:
             return
         if module in self._leaves:
             self._guard.run(_READING, forward.observer.enter, module)
-        forward.mode = _Interceptor(self._see)
+        forward.mode = _Interceptor(self._see, self._call_python)
         forward.mode.on()
 
     def _skips(self, gradients: bool, training: bool) -> bool:
@@ -261,6 +283,12 @@ class Watcher:
             forward.mode.off()
         forward.modules.clear()
         forward.mode = forward.observer = forward.compiled = None
+
+    def _call_python(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A Python function of attention is about to run."""
+        observer = self._forward.observer
+        if observer is not None and observer.scopes:
+            self._guard.run(_READING, observer.before, func, args, kwargs)
 
     def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs one torch function of the watched forward, showing it to the observer."""

@@ -26,6 +26,7 @@ from entropy_monitor.measures.rows import (
     entropy_from_maps,
     row_statistics,
     row_statistics_from_logits,
+    row_statistics_from_weights,
 )
 from entropy_monitor.measures.sampling import systematic_rows, systematic_standard_error
 from entropy_monitor.measures.spectral import (
@@ -57,6 +58,7 @@ __all__ = [
     "minimising_logits",
     "row_statistics",
     "row_statistics_from_logits",
+    "row_statistics_from_weights",
     "sigma_qk",
     "spectral_entropy",
     "spectral_norm",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,9 @@ from entropy_monitor.measures._blocks import blocks
 from entropy_monitor.measures._precision import matmul, working_dtype
 
 TEMPORARIES = 8  # of a logit's size, live at once while one block is made and reduced
+_MODIFYING = 16  # of them more, where something else modifies logits: it may keep indices of 8 bytes
+
+Modify = Callable[[Tensor, slice, slice, Tensor], tuple[Tensor, Tensor | None]]
 
 
 class Block(NamedTuple):
@@ -41,8 +44,9 @@ def logit_blocks(
     softcap: float | None,
     rows: Tensor | None,
     max_bytes: int,
+    modify: Modify | None = None,
 ) -> Iterator[Block]:
-    """Yield `cap(scale · q kᵀ) + mask` of the chosen rows; arguments as in `row_statistics`, checked."""
+    """Yield `modify(cap(scale · q kᵀ)) + mask` of the chosen rows; arguments are `row_statistics`' own."""
     B, H, Tq, D = q.shape
     Hk, Tk = k.shape[1], k.shape[2]
     dtype = working_dtype(q, k)
@@ -60,7 +64,7 @@ def logit_blocks(
         H,
         R,
         group=group,
-        row_bytes=max(1, size * (TEMPORARIES * Tk + 2 * D)),
+        row_bytes=max(1, size * ((TEMPORARIES + (_MODIFYING if modify else 0)) * Tk + 2 * D)),
         head_bytes=min(4 * size * Tk * D, max_bytes // 4),
         max_bytes=max_bytes,
     ):
@@ -77,12 +81,19 @@ def logit_blocks(
             logits.mul_(scale / softcap).tanh_().mul_(softcap)
         hidden: Tensor | None = None
         bias: Tensor | None = None
+        if modify is not None:
+            plain = logits
+            logits, hidden = modify(plain, b, h, _indices(chosen, q.device))
+            if logits is not plain:
+                bias = logits - plain
         if mask is not None:
             part = masks.cut(mask, b, h, chosen)
-            hidden = masks.hidden(part, two_valued)
+            by_mask = masks.hidden(part, two_valued)
+            hidden = by_mask if hidden is None else hidden | by_mask
             if part.dtype != torch.bool:
-                bias = part.to(dtype)
-                logits.add_(bias)
+                added = part.to(dtype)
+                bias = added if bias is None else bias + added
+                logits.add_(added)
         if is_causal:
             future = _future(chosen, Tk, q.device)
             hidden = future if hidden is None else hidden | future
@@ -112,10 +123,12 @@ def _product(q: Tensor, k: Tensor, dtype: torch.dtype, max_bytes: int) -> Tensor
 
 def _future(rows: slice | Tensor, Tk: int, device: torch.device) -> Tensor:
     """`[1, 1, r, Tk]`: keys behind the diagonal, which starts at the upper left as in SDPA."""
-    if isinstance(rows, slice):
-        rows = torch.arange(rows.start, rows.stop, device=device)
     keys = torch.arange(Tk, device=device)
-    return (keys > rows.to(device)[:, None])[None, None]
+    return (keys > _indices(rows, device)[:, None])[None, None]
+
+
+def _indices(rows: slice | Tensor, device: torch.device) -> Tensor:
+    return torch.arange(rows.start, rows.stop, device=device) if isinstance(rows, slice) else rows.to(device)
 
 
 def check_operands(

@@ -15,7 +15,14 @@ from torch import Tensor
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.measures import masks
 from entropy_monitor.measures._blocks import blocks
-from entropy_monitor.measures._logits import TEMPORARIES, Block, check_operands, check_rows, logit_blocks
+from entropy_monitor.measures._logits import (
+    TEMPORARIES,
+    Block,
+    Modify,
+    check_operands,
+    check_rows,
+    logit_blocks,
+)
 from entropy_monitor.measures._precision import MAX_BYTES, exact, working_dtype
 from entropy_monitor.measures._reduction import RowStatistics, reduce_block, without_keys
 
@@ -26,6 +33,7 @@ __all__ = [
     "entropy_from_maps",
     "row_statistics",
     "row_statistics_from_logits",
+    "row_statistics_from_weights",
 ]
 
 
@@ -40,6 +48,7 @@ def row_statistics(
     softcap: float | None = None,
     rows: Tensor | None = None,
     max_bytes: int = MAX_BYTES,
+    modify: Modify | None = None,
 ) -> RowStatistics:
     """Statistics of softmax attention rows, from the queries and keys that enter the product.
 
@@ -57,9 +66,13 @@ def row_statistics(
         softcap: c in `c · tanh(scale · q·k / c)`, taken before the mask is added.
         rows: indices of the query rows to read, `[R]`; all by default. Not checked against Tq.
         max_bytes: limit for temporaries; one row of one head is never cut.
+        modify: what else is done to the logits before the mask is added: takes capped logits
+            `[b, h, r, Tk]`, which it must not write to, slices of the sequences and of the query
+            heads that they are of, and the indices of their rows; returns logits, the same or a new
+            tensor, and which keys are hidden (True), broadcastable to them, or None.
 
     Returns:
-        RowStatistics of `[B, H, R]`.
+        RowStatistics of `[B, H, R]`; `bias_norm` is that of all that was added or modified.
 
     Raises:
         ConfigurationError: if shapes or dtypes do not fit, or scale or softcap is not usable.
@@ -76,6 +89,7 @@ def row_statistics(
             softcap=softcap,
             rows=rows,
             max_bytes=max_bytes,
+            modify=modify,
         ):
             reduce_block(block, out)
     return out
@@ -123,6 +137,57 @@ def row_statistics_from_logits(
     return out
 
 
+@torch.no_grad()
+def row_statistics_from_weights(
+    weights: Tensor, logits: Tensor, *, rows: Tensor | None = None, max_bytes: int = MAX_BYTES
+) -> RowStatistics:
+    """Statistics of attention rows that no softmax made, such as `relu(q kᵀ) / n`.
+
+    Rows are divided by their sums: entropy is that of what share of a row's weight goes to which key.
+
+    Args:
+        weights: `[B, H, Tq, Tk]`, not negative, as they are multiplied with values.
+        logits: `[B, H, Tq, Tk]`, what the weights were made from; `hidden_logits` says which keys
+            are hidden.
+        rows: indices of the query rows to read, `[R]`; all by default.
+        max_bytes: limit for temporaries; one row of one head is never cut.
+
+    Returns:
+        RowStatistics of `[B, H, R]`. A row whose weights are all 0 attends to nothing: its num_keys
+        and entropy are 0, as those of a row that is fully masked. `logit_norm` and `bias_norm` are
+        NaN: no floor follows from them.
+
+    Raises:
+        ConfigurationError: if shapes differ, or are not four-dimensional and floating.
+    """
+    if weights.dim() != 4 or weights.shape != logits.shape or not weights.dtype.is_floating_point:
+        raise ConfigurationError(
+            f"weights must be floating [batch, heads, query rows, keys] as the logits are, got "
+            f"{weights.dtype} of shape {tuple(weights.shape)} and {tuple(logits.shape)}"
+        )
+    check_rows(rows)
+    B, H, Tq, Tk = weights.shape
+    dtype = working_dtype(weights)
+    row_bytes = max(1, dtype.itemsize * TEMPORARIES * Tk)
+    R = Tq if rows is None else rows.shape[0]
+    out = without_keys(weights, R, dtype)
+    for place in blocks(B, H, R, group=1, row_bytes=row_bytes, head_bytes=0, max_bytes=max_bytes):
+        chosen = (place[0], place[1], place[2] if rows is None else rows[place[2]])
+        u = masks.cut(logits, *chosen)
+        hidden = masks.hidden_logits(u)
+        w = masks.cut(weights, *chosen).to(dtype)
+        total = w.sum(-1, keepdim=True)
+        entropy = torch.special.entr(w / torch.where(total == 0, 1.0, total)).sum(-1)
+        count = (~hidden).sum(-1, dtype=dtype)
+        out.entropy[place] = entropy
+        out.num_keys[place] = torch.where(total.squeeze(-1) == 0, 0.0, count)
+        if Tk:
+            out.max_logit[place] = u.to(dtype).masked_fill(hidden, -math.inf).amax(-1)
+    out.logit_norm.fill_(math.nan)
+    out.bias_norm.fill_(math.nan)
+    return out
+
+
 def attention_entropy(
     q: Tensor,
     k: Tensor,
@@ -158,6 +223,7 @@ def attention_map(
     softcap: float | None = None,
     rows: Tensor | None = None,
     max_bytes: int = MAX_BYTES,
+    modify: Modify | None = None,
 ) -> Tensor:
     """Attention probabilities before dropout; arguments as in `row_statistics`.
 
@@ -178,6 +244,7 @@ def attention_map(
             softcap=softcap,
             rows=rows,
             max_bytes=max_bytes,
+            modify=modify,
         ):
             p = block.logits.softmax(-1)
             if block.hidden is not None:

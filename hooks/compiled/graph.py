@@ -155,7 +155,7 @@ class GraphObserver(Observer):
             owner,
             layer,
             self.count(layer),
-            dict(seen.projections),
+            {},
         )
         traced.calls.append(call)
         self._by_layer[layer] = call
@@ -325,8 +325,6 @@ def _function(node: fx.Node, args: tuple[Any, ...]) -> Callable[..., Any]:
     target: Any = node.target
     if getattr(target, "__module__", "") in ("_operator", "operator"):
         name = str(target.__name__).rstrip("_")
-        if target is operator.getitem:
-            return Tensor.__getitem__
-        return getattr(Tensor, f"__{name}__", target)
+        target = getattr(Tensor, f"__{name}__", target)
     function: Callable[..., Any] = target
     return function

@@ -15,13 +15,13 @@ Read = Callable[[Plan, Sequence[Tensor | None], Sequence[int]], None]
 _plans: dict[int, Plan] = {}
 _readers: dict[int, Read] = {}  # of the armed watchers
 
-_library = torch.library.Library("entropy_monitor", "DEF")
+_library = torch.library.Library("entropy_monitor", "DEF")  # type: ignore[no-untyped-call]
 _tags = [
     getattr(torch.Tag, name)
     for name in ("needs_exact_strides", "cudagraph_unsafe")
     if hasattr(torch.Tag, name)
 ]
-_library.define("read(int plan, Tensor?[] tensors, SymInt[] sizes) -> ()", tags=tuple(_tags))
+_library.define("read(int plan, Tensor?[] tensors, SymInt[] sizes) -> ()", tags=tuple(_tags))  # type: ignore[no-untyped-call]
 
 
 def _run(plan: int, tensors: list[Tensor | None], sizes: list[int]) -> None:
@@ -35,10 +35,10 @@ def _run_fake(plan: int, tensors: list[Tensor | None], sizes: list[Any]) -> None
     """While a graph is compiled, nothing is read."""
 
 
-_library.impl("read", _run, "CompositeExplicitAutograd")
+_library.impl("read", _run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("entropy_monitor::read", _run_fake)
 
-READ = torch.fx.node.has_side_effect(torch.ops.entropy_monitor.read.default)  # type: ignore[no-untyped-call]
+READ = torch.fx.node.has_side_effect(torch.ops.entropy_monitor.read.default)
 """Nothing uses its result: without the mark it would be left out as dead code."""
 
 

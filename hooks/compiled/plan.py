@@ -95,6 +95,7 @@ class Plan:
         call: nth call of this owner in the graph.
         later: W_V and W_O, where they are known.
         anchor: tells the owner's name when the graph runs.
+        parameters: which tensors are parameters, and of what name.
         gradients: whether the graph was compiled for a forward with gradients.
         training: whether the owner was in training mode.
     """
@@ -109,6 +110,7 @@ class Plan:
     call: int
     later: tuple[tuple[Role, Whole], ...]
     anchor: Anchor | None
+    parameters: tuple[tuple[int, str], ...]
     gradients: bool
     training: bool
 
@@ -171,6 +173,7 @@ class Thaw:
         sizes: the numbers that may change.
         parameter: the parameter of a name, now.
         module: the module of a name.
+        parameters: which tensors are parameters, and of what name.
     """
 
     def __init__(
@@ -179,8 +182,13 @@ class Thaw:
         sizes: Sequence[int],
         parameter: Callable[[str], nn.Parameter | None],
         module: Callable[[str], nn.Module],
+        parameters: Sequence[tuple[int, str]] = (),
     ) -> None:
-        self._tensors = tensors
+        self._tensors = list(tensors)
+        for index, name in parameters:  # the operator gets detached ones, by which no gradient is found
+            real, given = parameter(name), self._tensors[index]
+            if real is not None and given is not None and real.data_ptr() == given.data_ptr():
+                self._tensors[index] = real
         self._sizes = sizes
         self._parameter = parameter
         self._module = module

@@ -46,7 +46,7 @@ class CompiledReader:
         skips: Callable[[bool, bool], bool],
     ) -> None:
         self._names = names
-        self._modules = {name: module for module, name in reversed(names.items())}
+        self._modules = {name: module for module, name in reversed(list(names.items()))}
         self._receiver = receiver
         self._guard = guard
         self._sightings = sightings
@@ -101,6 +101,7 @@ class CompiledReader:
             sizes,
             lambda name: self._parameter(renamed(name)),
             lambda name: self._modules[renamed(name)],
+            plan.parameters,
         )
         try:
             found = read(plan, thaw, self._settled)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -80,6 +80,3 @@ def read(plan: Plan, thaw: Thaw, settled: dict[Hashable, Any]) -> tuple[Seen, di
         found = projections_of(seen, site)
         found.update({role: thaw(whole) for role, whole in plan.later})
     return seen, found
-
-
-Parameters = Callable[[Sequence[Tensor | None]], str | None]

@@ -73,7 +73,7 @@ class _Arguments:
         if node is not None and node in self._before:
             return self.slot(node)
         found = self._storages.get(tensor.untyped_storage()._cdata)
-        if found is None or found[0].op not in ("placeholder", "get_attr"):
+        if found is None or not _is_static(found[0]):
             raise OutOfReachError
         offset = int(tensor.storage_offset()) - int(found[1].storage_offset())
         return Strided(self.slot(found[0]), tuple(tensor.shape), tuple(tensor.stride()), offset)
@@ -118,6 +118,12 @@ class _Arguments:
             if node in self._before and tensor.shape == linear.shape and _uses(node, linear):
                 return self.slot(node)
         return None
+
+
+def _is_static(node: fx.Node) -> bool:
+    """Whether a node's tensor has the same sizes in every call."""
+    value = node.meta.get("example_value")
+    return isinstance(value, Tensor) and not any(isinstance(n, torch.SymInt) for n in value.shape)
 
 
 def _uses(node: fx.Node, linear: LinearMap) -> bool:
@@ -200,6 +206,8 @@ def _insert(traced: Traced, call: GraphCall, by_fake: Mapping[int, str], owners:
             later.append((role, arguments.whole(projection)))
         except OutOfReachError:
             continue  # made after the attention, or from weights
+    anchor = _anchor(arguments, call, traced, by_fake, owners)
+    names = {traced.nodes[id(t)]: by_fake[id(t)] for t in traced.kept if id(t) in by_fake}
     plan = Plan(
         call.source,
         args,
@@ -210,7 +218,8 @@ def _insert(traced: Traced, call: GraphCall, by_fake: Mapping[int, str], owners:
         call.layer,
         call.call,
         tuple(later),
-        _anchor(arguments, call, traced, by_fake, owners),
+        anchor,
+        tuple((i, names[node]) for i, node in enumerate(arguments.tensors) if node in names),
         torch.is_grad_enabled(),
         call.owner.training,
     )

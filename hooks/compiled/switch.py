@@ -65,15 +65,19 @@ def _install() -> None:
     from torch._dynamo.output_graph import OutputGraph
 
     _originals[:] = [eval_frame._callback_from_stance, OutputGraph.call_user_compiler]
-    eval_frame._callback_from_stance = _choose
-    OutputGraph.call_user_compiler = _compile  # type: ignore[method-assign]
+    _put(_choose, _compile)
 
 
 def _uninstall() -> None:
+    _put(*_originals)
+
+
+def _put(choose: Any, compiler: Any) -> None:
     from torch._dynamo import eval_frame
     from torch._dynamo.output_graph import OutputGraph
 
-    eval_frame._callback_from_stance, OutputGraph.call_user_compiler = _originals  # type: ignore[method-assign]
+    setattr(eval_frame, "_callback_from_stance", choose)  # noqa: B010  torch's own, for which mypy knows better
+    setattr(OutputGraph, "call_user_compiler", compiler)  # noqa: B010
 
 
 def _choose(callback: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from entropy_monitor.hooks.calls import Seen
 from entropy_monitor.hooks.site import Site
-from entropy_monitor.hooks.sources import multihead, sdpa, softmax
+from entropy_monitor.hooks.sources import multihead, python_functions, sdpa, softmax
 
 
 class Source(Protocol):
@@ -35,21 +35,19 @@ class Source(Protocol):
         """
 
 
-_SOURCES: dict[Any, Source] = {
-    function: source
-    for source in (sdpa, multihead, softmax)
-    for function in source.FUNCTIONS  # type: ignore[attr-defined]
-}
+_SOURCES: tuple[Source, ...] = (sdpa, softmax, multihead)
+_BY_FUNCTION: dict[Any, Source] = {function: source for source in _SOURCES for function in source.FUNCTIONS}
 
-ATTENTION: frozenset[Any] = frozenset(_SOURCES)
-"""The functions that attention ends in."""
+ATTENTION: frozenset[Any] = frozenset(_BY_FUNCTION)
+"""The torch functions that attention ends in."""
 
 
 def source_of(func: Any) -> Source:
-    """The source that reads a function of `ATTENTION`."""
-    return _SOURCES[func]
+    """The source that reads a function of `ATTENTION`, or a Python function that shows its calls."""
+    found: Source | None = python_functions.source_of(func)
+    return _BY_FUNCTION[func] if found is None else found
 
 
 def source_named(name: str) -> Source:
     """The source of a name."""
-    return next(source for source in _SOURCES.values() if name == source.NAME)
+    return next(source for source in _SOURCES if name == source.NAME)
