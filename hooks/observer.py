@@ -18,7 +18,7 @@ from entropy_monitor.hooks.ownership import owner_of, projections_of, whole_proj
 from entropy_monitor.hooks.projections import Projection
 from entropy_monitor.hooks.scope import Scope, declared_heads
 from entropy_monitor.hooks.site import EagerSite, Site
-from entropy_monitor.hooks.sources import ATTENTION, source_of
+from entropy_monitor.hooks.sources import ATTENTION, Source, normalised, source_of
 from entropy_monitor.hooks.sources.normalised import Activations
 from entropy_monitor.hooks.trace import Trace, Weighted
 from entropy_monitor.hooks.unread import UnreadError
@@ -96,14 +96,17 @@ class Observer:
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Attention itself, before it runs: it may work in place."""
         with torch._C.DisableTorchFunction():
-            site = self._site()
-            try:
-                seen = source_of(func).read(args, kwargs, site)
-            except UnreadError as error:
-                self._sightings.rejected[self._names[self.scopes[-1].module]] = str(error)
-                return
-            if seen is not None:
-                self._found(func, seen, site)
+            self._read(source_of(func), args, kwargs)
+
+    def _read(self, source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        site = self._site()
+        try:
+            seen = source.read(args, kwargs, site)
+        except UnreadError as error:
+            self._sightings.rejected[self._names[self.scopes[-1].module]] = str(error)
+            return
+        if seen is not None:
+            self._found(source, args, seen, site)
 
     def _site(self) -> Site:
         by_hand = any(
@@ -113,7 +116,7 @@ class Observer:
         )
         return EagerSite(self._trace, declared_heads(self.scopes), by_hand)
 
-    def _found(self, func: Any, seen: Seen, site: Site) -> None:  # noqa: ARG002  graphs note it
+    def _found(self, source: Source, args: tuple[Any, ...], seen: Seen, site: Site) -> None:  # noqa: ARG002
         layer = self._names[owner_of(seen, self.scopes)]
         tell(self._receiver, self._guard, layer, self.count(layer), seen, projections_of(seen, site))
         self._await_output(layer, seen)
@@ -139,10 +142,9 @@ class Observer:
                 if source_of(func).GIVES_WEIGHTS and unweighted and self._awaited is not None:
                     self._trace.note_weights(result, self._awaited.layer)
                 return
-            site = self._site()
-            seen = self._activations.ran(func, args, kwargs, result, site)
-            if seen is not None:
-                self._found(func, seen, site)
+            attended = self._activations.ran(func, args, kwargs, result)
+            if attended is not None:
+                self._read(normalised, attended, {})
             event = self._trace.ran(func, args, kwargs, result, self.scopes[-1], module)
             if isinstance(event, LinearCall):
                 self._maybe_output(event)

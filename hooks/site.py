@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +54,9 @@ class Site(Protocol):
     def kernel_dtype(self, tensor: Tensor) -> torch.dtype:
         """The dtype that a fused kernel gets a tensor in: autocast may change it on the way."""
 
+    def settle(self, question: Hashable, look: Callable[[], Any]) -> Any:
+        """The answer to a question that only values tell: looked at once, since that waits for the device."""
+
 
 @dataclass
 class EagerSite:
@@ -91,3 +95,10 @@ class EagerSite:
         if torch.is_autocast_enabled(device) and tensor.dtype == torch.float32:
             return torch.get_autocast_dtype(device)
         return tensor.dtype
+
+    def settle(self, question: Hashable, look: Callable[[], Any]) -> Any:
+        """See `Site`."""
+        settled = self.trace.lineage.settled
+        if question not in settled:
+            settled[question] = look()
+        return settled[question]

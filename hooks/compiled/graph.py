@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from entropy_monitor.hooks.ownership import owner_of
 from entropy_monitor.hooks.projections import Projection
 from entropy_monitor.hooks.scope import is_leaf
 from entropy_monitor.hooks.site import EagerSite, Site
-from entropy_monitor.hooks.sources import ATTENTION, source_of
+from entropy_monitor.hooks.sources import ATTENTION, Source
 
 
 @dataclass
@@ -62,6 +62,10 @@ class RecordingSite(EagerSite):
         self.answers.append(("kernel_dtype", dtype))
         return dtype
 
+    def settle(self, question: Hashable, look: Callable[[], Any]) -> Any:  # noqa: ARG002
+        """See `Site`: asked again when there are values."""
+        return None
+
 
 @dataclass
 class GraphCall:
@@ -70,6 +74,7 @@ class GraphCall:
     Attributes:
         node: that computes it.
         source: name of the source.
+        args: of the call, on fakes, where they are not those of the node.
         answers: to the source's questions.
         heads: see `Site`.
         by_hand: see `Site`.
@@ -81,6 +86,7 @@ class GraphCall:
 
     node: fx.Node
     source: str
+    args: tuple[Any, ...] | None
     answers: list[tuple[str, Any]]
     heads: int | None
     by_hand: bool
@@ -138,7 +144,7 @@ class GraphObserver(Observer):
         site = super()._site()
         return RecordingSite(self._trace, site.heads, site.by_hand)
 
-    def _found(self, func: Any, seen: Seen, site: Site) -> None:
+    def _found(self, source: Source, args: tuple[Any, ...], seen: Seen, site: Site) -> None:
         if self.at is None or not isinstance(site, RecordingSite):
             return
         if seen.value is not None:
@@ -148,7 +154,8 @@ class GraphObserver(Observer):
         layer = self._names[owner]
         call = GraphCall(
             node,
-            source_of(func).NAME,
+            source.NAME,
+            None if source.FUNCTIONS else args,
             site.answers,
             site.heads,
             site.by_hand,
@@ -210,7 +217,8 @@ class Reader(fx.Interpreter):
         if inner is not None:
             return self._note(n, self._run_inner(*inner))
         function = _function(n, args)
-        if not self._running or (n.target is operator.getitem and not isinstance(args[0], Tensor)):
+        part = n.target is operator.getitem and not isinstance(args[0], Tensor)  # of a tuple
+        if part or not self._observer.scopes:
             return self._note(n, super().run_node(n))
         self._observer.at = (self._traced, n)
         if function in ATTENTION:

@@ -12,6 +12,7 @@ from entropy_monitor.hooks.compiled.plan import Plan
 
 Read = Callable[[Plan, Sequence[Tensor | None], Sequence[int]], None]
 
+_UNDEFINED = torch._C.DispatchKey.Undefined
 _plans: dict[int, Plan] = {}
 _readers: dict[int, Read] = {}  # of the armed watchers
 
@@ -26,7 +27,11 @@ _library.define("read(int plan, Tensor?[] tensors, SymInt[] sizes) -> ()", tags=
 
 def _run(plan: int, tensors: list[Tensor | None], sizes: list[int]) -> None:
     known = _plans.get(plan)
-    if known is not None:
+    if known is None:
+        return
+    # As outside of an operator, where autograd and vmap are to be had.
+    include, nothing = torch._C._dispatch_tls_local_include_set(), torch._C.DispatchKeySet(_UNDEFINED)
+    with torch._C._ForceDispatchKeyGuard(include, nothing), torch.no_grad():
         for read in list(_readers.values()):
             read(known, tensors, sizes)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from entropy_monitor.hooks.calls import Role
 from entropy_monitor.hooks.lineage import Origin
@@ -29,6 +29,14 @@ class Size:
     """The place of a number that may change from call to call."""
 
     index: int
+
+
+@dataclass(frozen=True)
+class Code:
+    """A graph that the call is given, such as a function of FlexAttention's; told apart by its code."""
+
+    code: str
+    module: fx.GraphModule = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -200,6 +208,8 @@ class Thaw:
             return self._tensor(value)
         if isinstance(value, Size):
             return self._sizes[value.index]
+        if isinstance(value, Code):
+            return value.module
         if isinstance(value, Map):
             if value not in self._maps:  # the same map for q and k stays the same
                 self._maps[value] = self._map(value)

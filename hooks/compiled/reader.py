@@ -74,8 +74,9 @@ class CompiledReader:
 
     def _insert(self, module: fx.GraphModule, inputs: Sequence[Any], graph: Any) -> Callable[[], None] | None:
         mine = {str(id(m)): m for m in self._names}
-        root = graph.root_tx.f_locals.get("self")
-        root = root if isinstance(root, nn.Module) and root in self._names else None
+        frame = graph.root_tx
+        first = frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
+        root = first if isinstance(first, nn.Module) and first in self._names else None
         if root is None and not _mentions(module, mine):
             return None
         observer = GraphObserver(self._names, self._sightings, self._patterns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -62,6 +62,12 @@ class ReplayedSite:
         """See `Site`."""
         dtype: torch.dtype = self._answer("kernel_dtype")
         return dtype
+
+    def settle(self, question: Hashable, look: Callable[[], Any]) -> Any:
+        """See `Site`."""
+        if question not in self._settled:
+            self._settled[question] = look()
+        return self._settled[question]
 
     def _answer(self, question: str) -> Any:
         asked, answer = next(self._answers)

@@ -13,6 +13,7 @@ from entropy_monitor.hooks.compiled.graph import GraphCall, Traced
 from entropy_monitor.hooks.compiled.operator import READ, register
 from entropy_monitor.hooks.compiled.plan import (
     Anchor,
+    Code,
     Map,
     OutOfReachError,
     Plan,
@@ -53,6 +54,10 @@ class _Arguments:
     def of_node(self, value: Any) -> Any:
         """An argument of the call as the graph has it."""
         if isinstance(value, fx.Node):
+            if value.op == "get_attr":
+                held = getattr(self._traced.module, str(value.target), None)
+                if isinstance(held, fx.GraphModule):
+                    return Code(held.code, held)
             known = value.meta.get("example_value")
             if isinstance(known, Tensor):
                 return self.slot(value)
@@ -198,7 +203,10 @@ def insert(
 
 def _insert(traced: Traced, call: GraphCall, by_fake: Mapping[int, str], owners: _Names) -> list[fx.Node]:
     arguments = _Arguments(traced, call, by_fake, owners)
-    args, kwargs = arguments.of_node(tuple(call.node.args)), arguments.of_node(dict(call.node.kwargs))
+    if call.args is None:
+        args, kwargs = arguments.of_node(tuple(call.node.args)), arguments.of_node(dict(call.node.kwargs))
+    else:
+        args, kwargs = freeze(tuple(call.args), arguments.tensor, arguments.linear), {}
     answers = tuple(_answer(arguments, question, answer) for question, answer in call.answers)
     later = []
     for role, projection in call.later.items():

@@ -6,7 +6,14 @@ from typing import Any, Protocol
 
 from entropy_monitor.hooks.calls import Seen
 from entropy_monitor.hooks.site import Site
-from entropy_monitor.hooks.sources import multihead, python_functions, sdpa, softmax
+from entropy_monitor.hooks.sources import (
+    flex_operator,
+    multihead,
+    normalised,
+    python_functions,
+    sdpa,
+    softmax,
+)
 
 
 class Source(Protocol):
@@ -35,7 +42,7 @@ class Source(Protocol):
         """
 
 
-_SOURCES: tuple[Source, ...] = (sdpa, softmax, multihead)
+_SOURCES: tuple[Source, ...] = (sdpa, softmax, multihead, flex_operator, normalised)
 _BY_FUNCTION: dict[Any, Source] = {function: source for source in _SOURCES for function in source.FUNCTIONS}
 
 ATTENTION: frozenset[Any] = frozenset(_BY_FUNCTION)

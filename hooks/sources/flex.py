@@ -41,13 +41,38 @@ def read(function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any], 
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     a = bound.arguments
-    query, key, value, scale = a["query"], a["key"], a["value"], a["scale"]
+    tensors = (a["query"], a["key"], a["value"])
+    return seen(*tensors, a["score_mod"], a["block_mask"], a["scale"], is_compiled_call(), site)
+
+
+def seen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: Callable[..., Tensor] | None,
+    block_mask: Any,
+    scale: float | None,
+    compiled: bool,
+    site: Site,
+) -> Seen:
+    """What FlexAttention attends with.
+
+    Args:
+        query: `[B, H, T, D]`.
+        key: `[B or 1, K, S, D]`.
+        value: `[B or 1, K, S, E]`.
+        score_mod: the user's function of one score, or None.
+        block_mask: a BlockMask, or None.
+        scale: factor of q·k; None for `D^-1/2`.
+        compiled: whether the compiled kernel runs.
+        site: where it is called.
+    """
     q, k = query, key
     if q.shape[0] != k.shape[0]:  # keys of one sequence serve many, told apart by the mask
         k = k.expand(q.shape[0], -1, -1, -1)
     modify = None
-    if a["score_mod"] is not None or a["block_mask"] is not None:
-        modify = _Modified(a["score_mod"], a["block_mask"], query.dtype, is_compiled_call())
+    if score_mod is not None or block_mask is not None:
+        modify = _Modified(score_mod, block_mask, query.dtype, compiled)
     return Seen(
         NAME,
         Inputs(q, k, scale=q.shape[-1] ** -0.5 if scale is None else float(scale), modify=modify),

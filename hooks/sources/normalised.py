@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ from entropy_monitor.hooks.sources import softmax
 from entropy_monitor.hooks.trace import Trace
 
 NAME = "matmul"
+GIVES_WEIGHTS = False
+FUNCTIONS = ()  # any product may be one: `Activations` tells
 
 _KINDS = {
     "relu": "relu",
@@ -73,6 +75,30 @@ class _Weights:
     undropped: Tensor | None = None
 
 
+class Attended(NamedTuple):
+    """Weights that are about to be multiplied with values: the arguments of `read`.
+
+    Attributes:
+        kind: the function that made them.
+        logits: what it was given, -inf where weights were masked since; same shape as the weights.
+        weights: as they were before dropout.
+        dim: their dimension that runs over keys.
+        made: how the logits were made of q·k.
+        divided: whether they were multiplied or divided by another tensor, perhaps by their sums.
+        values: the values.
+        size: elements of the product.
+    """
+
+    kind: str
+    logits: Tensor
+    weights: Tensor
+    dim: int
+    made: Logits
+    divided: bool
+    values: Tensor
+    size: int
+
+
 class Activations:
     """Follows weights from the function that made them to the product with values.
 
@@ -86,8 +112,8 @@ class Activations:
         self._unshifted = Notes[Tensor]()
 
     def ran(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor, site: Site
-    ) -> Seen | None:
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
+    ) -> Attended | None:
         """Take note of a function that ran, before the trace does; say what it attended with, if it did.
 
         Args:
@@ -95,12 +121,11 @@ class Activations:
             args: of the call.
             kwargs: of the call.
             result: what it returned.
-            site: where it was called.
         """
-        if result.dim() < 2 or type(result).__name__ == "FakeTensor":
+        if result.dim() < 2:
             return None
         if func in products.FUNCTIONS:
-            return self._product(func, args, kwargs, result, site) if self._weights else None
+            return self._product(func, args, kwargs, result) if self._weights else None
         name = str(getattr(func, "__name__", "")).partition(".")[0]
         name = name if name.startswith("__") else name.rstrip("_")
         operands = [t for t in tensors_in((*args, *kwargs.values())) if t is not result or t is args[0]]
@@ -137,8 +162,8 @@ class Activations:
             self._unshifted.put(result, tensor)
 
     def _product(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor, site: Site
-    ) -> Seen | None:
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
+    ) -> Attended | None:
         args = (*args, *(v for name, v in kwargs.items() if isinstance(v, Tensor) and name != "out"))
         contraction = products.contraction_of(func, args)
         if contraction is None:
@@ -151,44 +176,40 @@ class Activations:
                 continue
             dim = names.index(contraction.contracted)
             if self._trace.logits_of(values) is None and softmax.is_over_keys(dim, logits):
-                seen = self._attention(known, known.logits, maps, dim, logits, values, result, site)
+                made = replace(logits, scale=known.made.scale, inner=known.made.inner)
+                weights = maps if known.undropped is None else known.undropped
+                attended = Attended(
+                    known.kind, known.logits, weights, dim, made, known.divided, values, result.numel()
+                )
                 for each in known.chain:
                     each.logits = each.undropped = None
-                return seen
+                return attended
         return None
 
-    def _attention(
-        self,
-        known: _Weights,
-        made_from: Tensor,
-        maps: Tensor,
-        dim: int,
-        logits: Logits,
-        values: Tensor,
-        result: Tensor,
-        site: Site,
-    ) -> Seen:
-        logits = replace(logits, scale=known.made.scale, inner=known.made.inner)
-        weights = maps if known.undropped is None else known.undropped
-        seen = softmax._read(made_from, dim, logits, site)
-        arranged = softmax._read(weights, dim, logits, site).logits
-        seen = replace(seen, source=NAME, value=values, output_size=result.numel())
-        sums_to_one = known.divided and arranged is not None and self._sums_to_one(known.kind, arranged)
-        if known.kind == "exp" and sums_to_one:
-            return seen
-        label = known.kind if sums_to_one else f"{known.kind} (normalised)"
-        return replace(seen, weights=arranged, attention=label)
 
-    def _sums_to_one(self, kind: str, weights: Tensor) -> bool:
-        """Whether all rows that are not empty do. Waits for the device, once for each kind and head count."""
-        key = ("sums to one", kind, weights.shape[1], weights.dtype)
-        settled = self._trace.lineage.settled
-        if key not in settled:
-            total = weights.detach().float().sum(-1)
-            low = torch.finfo(weights.dtype).bits < 32
-            near = (total - 1).abs() < (_TOLERANCE_LOW if low else _TOLERANCE)
-            settled[key] = bool((near | (total == 0)).all())
-        return bool(settled[key])
+def read(args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Seen | None:  # noqa: ARG001
+    """What was attended with; `args` are the fields of `Attended`. See `sources.Source`."""
+    a = Attended(*args)
+    seen = softmax.read_product(a.logits, a.dim, a.made, site)
+    arranged = softmax.read_product(a.weights, a.dim, a.made, site).logits
+    seen = replace(seen, source=NAME, value=a.values, output_size=a.size)
+    sums_to_one = a.divided and arranged is not None and _sums_to_one(a.kind, arranged, site)
+    if a.kind == "exp" and sums_to_one:
+        return seen
+    label = a.kind if sums_to_one else f"{a.kind} (normalised)"
+    return replace(seen, weights=arranged, attention=label)
+
+
+def _sums_to_one(kind: str, weights: Tensor, site: Site) -> bool:
+    """Whether all rows that are not empty do. Waits for the device, once for each kind and head count."""
+
+    def look() -> bool:
+        total = weights.detach().float().sum(-1)
+        low = torch.finfo(weights.dtype).bits < 32
+        near = (total - 1).abs() < (_TOLERANCE_LOW if low else _TOLERANCE)
+        return bool((near | (total == 0)).all())
+
+    return bool(site.settle(("sums to one", kind, weights.shape[1], weights.dtype), look))
 
 
 def _followed(

@@ -68,7 +68,7 @@ def read(args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Seen | No
     logits, dim = found
     known = site.logits_of(logits)
     if known is not None and is_over_keys(dim, known):
-        return _read(logits, dim, known, site)
+        return read_product(logits, dim, known, site)
     if site.by_hand:
         return read_by_hand(logits, dim, site.heads)
     why = (
@@ -79,7 +79,15 @@ def read(args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Seen | No
     raise UnreadError(f"softmax of shape {list(logits.shape)} over dimension {dim}: {why}")
 
 
-def _read(logits: Tensor, dim: int, known: Logits, site: Site) -> Seen:
+def read_product(logits: Tensor, dim: int, known: Logits, site: Site) -> Seen:
+    """Logits, or what was made of them element by element, as `[B, H, T, S]`, and the q and k behind them.
+
+    Args:
+        logits: of any arrangement.
+        dim: which dimension runs over keys.
+        known: how they were made.
+        site: where they are used.
+    """
     product = known.contraction
     key_name = known.names[dim]
     side = product.operand(key_name) if key_name else None
