@@ -98,13 +98,28 @@ class GraphCall:
 
 @dataclass
 class Traced:
-    """One graph that was run: which node made which tensor, and what attention it holds."""
+    """One graph that was run.
 
-    graph: fx.Graph
+    Attributes:
+        module: the graph's.
+        parent: the graph around it, if there is one.
+        call: the node there that runs it.
+        nodes: which node made which tensor, by identity.
+        kept: these tensors.
+        calls: what attention it holds.
+    """
+
     module: fx.GraphModule
-    nodes: dict[int, fx.Node]
-    kept: list[Tensor]
-    calls: list[GraphCall]
+    parent: Traced | None = None
+    call: fx.Node | None = None
+    nodes: dict[int, fx.Node] = field(default_factory=dict)
+    kept: list[Tensor] = field(default_factory=list)
+    calls: list[GraphCall] = field(default_factory=list)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """Its nodes."""
+        return self.module.graph
 
 
 class GraphObserver(Observer):
@@ -215,7 +230,7 @@ class Reader(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         inner = _inner_graph(n, args)
         if inner is not None:
-            return self._note(n, self._run_inner(*inner))
+            return self._note(n, self._run_inner(n, *inner))
         function = _function(n, args)
         part = n.target is operator.getitem and not isinstance(args[0], Tensor)  # of a tuple
         if part or not self._observer.scopes:
@@ -239,10 +254,10 @@ class Reader(fx.Interpreter):
             self._traced.kept.append(result)  # so that its identity is not given to another
         return result
 
-    def _run_inner(self, module: fx.GraphModule, args: tuple[Any, ...]) -> Any:
+    def _run_inner(self, call: fx.Node, module: fx.GraphModule, args: tuple[Any, ...]) -> Any:
         if any(traced.module is module for traced in self._done):  # one region, run several times
             return fx.Interpreter(module).run(*args)
-        traced = Traced(module.graph, module, {}, [], [])
+        traced = Traced(module, self._traced, call)
         reader = Reader(traced, self._observer, None, self._modules, self._done)
         reader._running, reader.autocasts = self._running, self.autocasts
         return reader.run(*args)
@@ -275,7 +290,7 @@ def read_graph(
         The graph and those within it, with the attention calls that each holds.
     """
     done: list[Traced] = []
-    traced = Traced(module.graph, module, {}, [], [])
+    traced = Traced(module)
     reader = Reader(traced, observer, root, modules, done)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     # Without gradients: what would be saved for them would count among what a checkpoint around saves.

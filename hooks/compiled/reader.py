@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor, fx, nn
 
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks.compiled import operator, switch
-from entropy_monitor.hooks.compiled.graph import GraphObserver, read_graph
+from entropy_monitor.hooks.compiled.graph import GraphObserver, Traced, read_graph
 from entropy_monitor.hooks.compiled.plan import Anchor, Plan, Thaw
 from entropy_monitor.hooks.compiled.replay import read
-from entropy_monitor.hooks.compiled.rewrite import insert, join, remove
+from entropy_monitor.hooks.compiled.rewrite import insert, join, recompile
 from entropy_monitor.hooks.observer import Receiver, Sightings, tell
 from entropy_monitor.hooks.unread import UnreadError
 
@@ -81,9 +82,9 @@ class CompiledReader:
             return None
         observer = GraphObserver(self._names, self._sightings, self._patterns)
         graphs = read_graph(module, inputs, root, observer, mine)
-        inserted, left_out = insert(graphs, inputs, self._names)
+        undo, left_out = insert(graphs, inputs, self._names)
         self._sightings.rejected.update(left_out)
-        return (lambda: remove(inserted)) if inserted else None
+        return partial(_take_back, undo, graphs) if undo else None
 
     def _read(self, plan: Plan, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
         self._guard.run(f"reading {plan.layer}", self._read_call, plan, tensors, sizes)
@@ -140,6 +141,12 @@ class CompiledReader:
         module, _, own = name.rpartition(".")
         owner = self._modules.get(module) if module else next(iter(self._names))
         return None if owner is None else owner._parameters.get(own)
+
+
+def _take_back(undo: Sequence[Callable[[], None]], graphs: Sequence[Traced]) -> None:
+    for change in reversed(undo):
+        change()
+    recompile(graphs)
 
 
 class _Renamed:

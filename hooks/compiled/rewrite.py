@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from entropy_monitor.hooks.compiled.plan import (
     Whole,
     freeze,
 )
+from entropy_monitor.hooks.compiled.reach import Reach, Undo
 from entropy_monitor.hooks.linears import LinearMap
 from entropy_monitor.hooks.logits import Logits
 from entropy_monitor.hooks.projections import Projection
@@ -31,19 +33,15 @@ from entropy_monitor.hooks.projections import Projection
 class _Arguments:
     """The operator's arguments for one call: nodes in place of tensors and of numbers."""
 
-    def __init__(self, traced: Traced, call: GraphCall, names: Mapping[int, str], owners: _Names) -> None:
+    def __init__(
+        self, traced: Traced, call: GraphCall, names: Mapping[int, str], owners: _Names, undo: list[Undo]
+    ) -> None:
         self.tensors: list[fx.Node] = []
         self.sizes: list[fx.Node] = []
         self._traced = traced
+        self._reach = Reach(traced, call.node, undo)
         self._names = names
         self._owners = owners
-        order = {node: i for i, node in enumerate(traced.graph.nodes)}
-        self._before = {n for n, i in order.items() if i < order[call.node]}
-        self._storages: dict[int, tuple[fx.Node, Tensor]] = {}
-        for tensor in traced.kept:
-            node = traced.nodes[id(tensor)]
-            if node in self._before:
-                self._storages.setdefault(tensor.untyped_storage()._cdata, (node, tensor))
 
     def slot(self, node: fx.Node) -> Slot:
         """A node's place among the tensors."""
@@ -74,11 +72,11 @@ class _Arguments:
 
     def tensor(self, tensor: Tensor) -> Slot | Strided:
         """The place of a tensor of the fake run, or of the weight that it is a part of."""
-        node = self._traced.nodes.get(id(tensor))
-        if node is not None and node in self._before:
+        node = self._reach.node_of(tensor)
+        if node is not None:
             return self.slot(node)
-        found = self._storages.get(tensor.untyped_storage()._cdata)
-        if found is None or not _is_static(found[0]):
+        found = self._reach.holder_of(tensor)
+        if found is None:
             raise OutOfReachError
         offset = int(tensor.storage_offset()) - int(found[1].storage_offset())
         return Strided(self.slot(found[0]), tuple(tensor.shape), tuple(tensor.stride()), offset)
@@ -92,7 +90,8 @@ class _Arguments:
             x = None
         if not isinstance(x, Slot):
             x = None
-            output = self._output_of(linear)
+            node = self._reach.shaped(linear.shape)
+            output = None if node is None else self.slot(node)
         return Map(
             self.tensor(linear.weight),
             None if linear.bias is None else self.tensor(linear.bias),
@@ -116,23 +115,6 @@ class _Arguments:
         return Whole(
             self.tensor(projection.weight), projection.layout, self.parameters(projection.parameters)
         )
-
-    def _output_of(self, linear: LinearMap) -> Slot | None:
-        for tensor in self._traced.kept:
-            node = self._traced.nodes[id(tensor)]
-            if node in self._before and tensor.shape == linear.shape and _uses(node, linear):
-                return self.slot(node)
-        return None
-
-
-def _is_static(node: fx.Node) -> bool:
-    """Whether a node's tensor has the same sizes in every call."""
-    value = node.meta.get("example_value")
-    return isinstance(value, Tensor) and not any(isinstance(n, torch.SymInt) for n in value.shape)
-
-
-def _uses(node: fx.Node, linear: LinearMap) -> bool:
-    return node.op in ("call_function", "call_method") and bool(linear.shape)
 
 
 class _Names:
@@ -166,7 +148,7 @@ def insert(
     graphs: Sequence[Traced],
     inputs: Sequence[Any],
     names: Mapping[nn.Module, str],
-) -> tuple[list[fx.Node], dict[str, str]]:
+) -> tuple[list[Undo], dict[str, str]]:
     """Insert the operator.
 
     Args:
@@ -175,34 +157,40 @@ def insert(
         names: qualified name of every watched module.
 
     Returns:
-        The nodes that were inserted, and why calls were left out, by layer.
+        What undoes it, to be called from the last to the first, and why calls were left out, by layer.
     """
     owners = _Names(names)
-    by_fake: dict[int, str] = {}
     outer = [n for n in graphs[0].graph.nodes if n.op == "placeholder"] if graphs else []
     real = dict(zip(outer, inputs, strict=False))
-    for traced in graphs:
-        for tensor in traced.kept:
-            node = traced.nodes[id(tensor)]
-            name = owners.parameter(real.get(node))
-            if name is not None:
-                by_fake[id(tensor)] = name
-    inserted: list[fx.Node] = []
+    by_fake: dict[int, str] = {}
+    for tensor in graphs[0].kept if graphs else ():
+        name = owners.parameter(real.get(graphs[0].nodes[id(tensor)]))
+        if name is not None:
+            by_fake[id(tensor)] = name
+    undo: list[Undo] = []
     left_out: dict[str, str] = {}
     for traced in graphs:
         for call in traced.calls:
             try:
-                inserted += _insert(traced, call, by_fake, owners)
+                _insert(traced, call, by_fake, owners, undo)
             except OutOfReachError:
                 left_out[call.layer] = "its queries or keys are not among the values of the compiled graph"
-        if traced.calls:
-            traced.graph.lint()
-            traced.module.recompile()
-    return inserted, left_out
+    if undo:
+        recompile(graphs)
+    return undo, left_out
 
 
-def _insert(traced: Traced, call: GraphCall, by_fake: Mapping[int, str], owners: _Names) -> list[fx.Node]:
-    arguments = _Arguments(traced, call, by_fake, owners)
+def recompile(graphs: Sequence[Traced]) -> None:
+    """Have changed graphs run as they are now, those within others first."""
+    for traced in reversed(graphs):
+        traced.graph.lint()
+        traced.module.recompile()
+
+
+def _insert(
+    traced: Traced, call: GraphCall, by_fake: Mapping[int, str], owners: _Names, undo: list[Undo]
+) -> None:
+    arguments = _Arguments(traced, call, by_fake, owners, undo)
     if call.args is None:
         args, kwargs = arguments.of_node(tuple(call.node.args)), arguments.of_node(dict(call.node.kwargs))
     else:
@@ -239,7 +227,7 @@ def _insert(traced: Traced, call: GraphCall, by_fake: Mapping[int, str], owners:
         node.meta["example_value"] = original.meta.get("example_value")
     for node in (*detached, read):
         node.meta.update({k: v for k, v in call.node.meta.items() if k in ("nn_module_stack", "stack_trace")})
-    return [*detached, read]
+        undo.append(partial(graph.erase_node, node))
 
 
 def _answer(arguments: _Arguments, question: str, answer: Any) -> tuple[str, Any]:
@@ -270,13 +258,3 @@ def _anchor(
         if best is None or used > best[0]:
             best = (used, node, name)
     return None if best is None else Anchor(arguments.slot(best[1]), best[2])
-
-
-def remove(inserted: Sequence[fx.Node]) -> None:
-    """Take the operator out again."""
-    for node in reversed(inserted):
-        node.graph.erase_node(node)
-    for graph in {node.graph for node in inserted}:
-        module = graph.owning_module
-        if module is not None:
-            module.recompile()

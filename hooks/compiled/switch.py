@@ -27,6 +27,7 @@ _lock = threading.RLock()
 _armed: list[tuple[object, Rewrite]] = []
 _originals: list[Any] = []
 _compiling = threading.local()
+_regions: dict[int, int] = {}
 _twins: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
@@ -89,7 +90,23 @@ def _choose(callback: Any) -> Any:
     twin = _twins.get(chosen)
     if twin is None:
         twin = _twins[chosen] = _Twin(chosen)
+    _count_apart()
     return twin
+
+
+def _count_apart() -> None:
+    """Have our versions counted apart, so that the user's do not reach torch's limit of versions sooner.
+
+    Dynamo has just noted for whom it counts in this call, and puts that back when the call ends.
+    """
+    from torch._dynamo import eval_frame
+
+    if hasattr(eval_frame, "set_eval_frame_isolate_recompiles_id"):
+        theirs = eval_frame.get_eval_frame_isolate_recompiles_id()
+        if theirs not in _regions.values():
+            if theirs not in _regions:
+                _regions[theirs] = next(eval_frame._next_isolate_recompiles_id)
+            eval_frame.set_eval_frame_isolate_recompiles_id(_regions[theirs])
 
 
 class _Backend:
