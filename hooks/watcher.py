@@ -20,16 +20,15 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.hooks import RemovableHandle
 
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks.compiled.reader import CompiledReader
+from entropy_monitor.hooks.interceptor import Interceptor
 from entropy_monitor.hooks.names import module_names
 from entropy_monitor.hooks.observer import Observer, Receiver, Sightings
 from entropy_monitor.hooks.scope import is_leaf
-from entropy_monitor.hooks.sources import ATTENTION, python_functions
-from entropy_monitor.hooks.structure import is_compiled
+from entropy_monitor.hooks.sources import ATTENTION
 
 _FOLLOWING = "following the forward"
 _READING = "reading attention"
@@ -40,84 +39,20 @@ class _Forward(threading.local):
 
     def __init__(self) -> None:
         self.modules: list[nn.Module] = []
-        self.mode: _Interceptor | None = None
+        self.islands: list[nn.Module] = []  # those that run eagerly within compiled code
+        self.mode: Interceptor | None = None
         self.observer: Observer | None = None
-        self.compiled: nn.Module | None = None
 
 
-class _Gate:
-    """Stands before a module compiled in place (`module.compile()`), around whose call no hook runs."""
-
-    def __init__(
-        self, module: nn.Module, enter: Callable[[nn.Module], None], leave: Callable[[nn.Module], None]
-    ) -> None:
-        self._module = module
-        self._call: Callable[..., Any] = module._compiled_call_impl  # type: ignore[assignment]
-        self._enter, self._leave = enter, leave
-        module._compiled_call_impl = self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._enter(self._module)
-        try:
-            return self._call(*args, **kwargs)
-        finally:
-            self._leave(self._module)
-
-    def open(self) -> None:
-        """Leave the module as it was."""
-        if self._module._compiled_call_impl is self:
-            self._module._compiled_call_impl = self._call
-
-
-def _compiled_in_place(module: nn.Module) -> bool:
-    return getattr(module, "_compiled_call_impl", None) is not None
+def _runs_eagerly() -> bool:
+    """Whether this thread is where nothing is compiled, such as in a part that compilation is disabled for."""
+    return torch._C._dynamo.eval_frame.get_eval_frame_callback() is None
 
 
 @functools.cache
 def ignore_warning_of_global_hooks() -> None:
     """Torch warns of global hooks at every call of a compiled module; ours do nothing that it warns of."""
     warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
-
-
-class _Interceptor(TorchFunctionMode):
-    def __init__(self, see: Callable[..., Any], called: Callable[..., None]) -> None:
-        super().__init__()
-        self._see = see
-        self._called = called
-        self._undo: Callable[[], None] | None = None
-
-    def on(self) -> None:
-        """See the functions of this thread from now on."""
-        self._undo = python_functions.install(self._python_function)
-        self.__enter__()  # type: ignore[no-untyped-call]
-
-    def off(self) -> None:
-        """See them no longer."""
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        if self._undo is not None:
-            self._undo()
-            self._undo = None
-
-    def _python_function(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Callable[[Any], None] | None:
-        """One of attention's own is called: what runs in it is not seen, nor compiled anew for being seen."""
-        self._called(func, args, kwargs)
-        if _get_current_function_mode() is not self:  # type: ignore[no-untyped-call]
-            return None
-        self.__exit__(None, None, None)
-
-        def back(result: Any) -> None:  # noqa: ARG001
-            self.__enter__()
-
-        return back
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if python_functions.is_inside():
-            return func(*args, **(kwargs or {}))
-        return self._see(func, args, kwargs or {})
 
 
 class Watcher:
@@ -150,7 +85,6 @@ class Watcher:
         self._handles: list[RemovableHandle] = []
         self._settled: dict[Hashable, Any] = {}
         self._forward = _Forward()
-        self._gates: list[_Gate] = []
         self._compiled = CompiledReader(
             self.names,
             receiver,
@@ -159,7 +93,9 @@ class Watcher:
             self._patterns,
             self._settled,
             self._count,
-            self._skips,
+            self._leaves_out,
+            self._entering_compiled,
+            self._innermost,
         )
 
     @property
@@ -177,7 +113,6 @@ class Watcher:
             register_module_forward_hook(self._leave, always_call=True),
         ]
         self._compiled.arm()
-        self._gates = [_Gate(m, self._suspend, self._resume) for m in self.names if _compiled_in_place(m)]
 
     def disarm(self) -> None:
         """Stop watching, and leave no hook behind."""
@@ -185,9 +120,6 @@ class Watcher:
             handle.remove()
         self._handles = []
         self._compiled.disarm()
-        for gate in self._gates:
-            gate.open()
-        self._gates = []
         self._end()  # of a forward that an interrupt left without its hooks
 
     def _enter(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
@@ -203,28 +135,25 @@ class Watcher:
 
     def _entered(self, module: nn.Module) -> None:
         forward = self._forward
-        if forward.compiled is not None:
-            return
         if forward.modules and forward.modules[0] is module:
             self._end()  # an interrupt left the last forward without its hooks
         if not forward.modules:
             self._begin(module)
         forward.modules.append(module)
-        if is_compiled(module):
-            self._suspend(module)
-        elif forward.observer is not None and module not in self._leaves:
+        if forward.mode is not None and _runs_eagerly() and forward.mode.go_on():
+            forward.islands.append(module)
+        if forward.observer is not None and module not in self._leaves:
             self._guard.run(_READING, forward.observer.enter, module)
 
     def _left(self, module: nn.Module) -> None:
         forward = self._forward
         if not forward.modules or forward.modules[-1] is not module:
             return
-        if forward.compiled is not None and forward.compiled is not module:
-            return
         forward.modules.pop()
-        if forward.compiled is module:
-            self._resume(module)
-        elif forward.observer is not None and module not in self._leaves:
+        if forward.islands and forward.islands[-1] is module:
+            forward.islands.pop()
+            self._entering_compiled()  # back in the compiled code around
+        if forward.observer is not None and module not in self._leaves:
             self._guard.run(_READING, forward.observer.leave)
         if not forward.modules:
             self._end()
@@ -239,7 +168,7 @@ class Watcher:
             return
         if module in self._leaves:
             self._guard.run(_READING, forward.observer.enter, module)
-        forward.mode = _Interceptor(self._see, self._call_python)
+        forward.mode = Interceptor(self._see, self._call_python)
         forward.mode.on()
 
     def _skips(self, gradients: bool, training: bool) -> bool:
@@ -249,6 +178,11 @@ class Watcher:
         why = "in eval mode" if gradients else "without gradients (torch.no_grad)"
         self.sightings.skipped[why] += 1
         return True
+
+    def _leaves_out(self, gradients: bool, training: bool) -> bool:
+        """Whether a call in compiled code is left out: the forward around decides, if there is one."""
+        forward = self._forward
+        return forward.observer is None if forward.modules else self._skips(gradients, training)
 
     def _count(self, layer: str, call: int) -> int:
         """Which call of a layer comes now: counted in the forward around, else as in the compiled graph."""
@@ -260,29 +194,23 @@ class Watcher:
             self.names, self._receiver, self._guard, self.sightings, self._patterns, self._settled
         )
 
-    def _suspend(self, module: nn.Module) -> None:
-        """Show compiled code no mode, for which it would be compiled anew; it is read by `CompiledReader`."""
-        forward = self._forward
-        if forward.compiled is not None:
-            return
-        forward.compiled = module
-        if forward.mode is not None:
-            forward.mode.off()
+    def _entering_compiled(self) -> Callable[[], object] | None:
+        """Show compiled code no mode, for which it would be compiled anew; returns what ends that."""
+        mode = self._forward.mode
+        return None if mode is None else mode.pause()
 
-    def _resume(self, module: nn.Module) -> None:
-        forward = self._forward
-        if forward.compiled is not module:
-            return
-        forward.compiled = None
-        if forward.mode is not None:
-            forward.mode.on()
+    def _innermost(self) -> nn.Module | None:
+        """The innermost module whose forward runs eagerly."""
+        modules = self._forward.modules
+        return modules[-1] if modules else None
 
     def _end(self) -> None:
         forward = self._forward
-        if forward.mode is not None and forward.compiled is None:
+        if forward.mode is not None:
             forward.mode.off()
         forward.modules.clear()
-        forward.mode = forward.observer = forward.compiled = None
+        forward.islands.clear()
+        forward.mode = forward.observer = None
 
     def _call_python(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A Python function of attention is about to run."""

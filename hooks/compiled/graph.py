@@ -151,6 +151,11 @@ class GraphObserver(Observer):
         for module in modules[same:]:
             self.enter(module)
 
+    def reject(self, why: str) -> None:
+        """Note why attention of the innermost module is not read."""
+        if self.scopes:
+            self._sightings.rejected[self._names[self.scopes[-1].module]] = why
+
     def leave(self) -> None:
         """The innermost forward ends; its tensors are kept until the whole graph was read."""
         self.scopes.pop()
@@ -217,6 +222,9 @@ class Reader(fx.Interpreter):
         """Run one node, and show it."""
         if n.op not in ("call_function", "call_method"):
             return self._note(n, super().run_node(n))
+        known = n.meta.get("example_value")
+        if isinstance(known, (torch.SymInt, torch.SymFloat)) and known.node.has_hint():
+            return known.node.hint  # what it was in the first call
         stack = n.meta.get("nn_module_stack") or {}
         found = [
             self._modules[key.partition("@")[0]] for key in stack if key.partition("@")[0] in self._modules
@@ -232,6 +240,8 @@ class Reader(fx.Interpreter):
         if inner is not None:
             return self._note(n, self._run_inner(n, *inner))
         function = _function(n, args)
+        if any(_holds_attention(a) for a in args if isinstance(a, fx.GraphModule)):
+            self._observer.reject(f"attention within {n.target} in compiled code cannot be read")
         part = n.target is operator.getitem and not isinstance(args[0], Tensor)  # of a tuple
         if part or not self._observer.scopes:
             return self._note(n, super().run_node(n))
@@ -336,6 +346,10 @@ def _inner_graph(node: fx.Node, args: tuple[Any, ...]) -> tuple[fx.GraphModule, 
     if name == "invoke_subgraph":
         return args[0], args[2:]
     return None
+
+
+def _holds_attention(module: fx.GraphModule) -> bool:
+    return any(node.target in ATTENTION for node in module.graph.nodes if callable(node.target))
 
 
 def _function(node: fx.Node, args: tuple[Any, ...]) -> Callable[..., Any]:

@@ -103,6 +103,8 @@ class Plan:
         call: nth call of this owner in the graph.
         later: W_V and W_O, where they are known.
         anchor: tells the owner's name when the graph runs.
+        around: name of the module that ran eagerly around the graph when it was compiled: without an anchor,
+            the one that runs there later tells the owner's name.
         parameters: which tensors are parameters, and of what name.
         gradients: whether the graph was compiled for a forward with gradients.
         training: whether the owner was in training mode.
@@ -118,6 +120,7 @@ class Plan:
     call: int
     later: tuple[tuple[Role, Whole], ...]
     anchor: Anchor | None
+    around: str | None
     parameters: tuple[tuple[int, str], ...]
     gradients: bool
     training: bool

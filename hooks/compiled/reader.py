@@ -16,6 +16,7 @@ from entropy_monitor.hooks.compiled.plan import Anchor, Plan, Thaw
 from entropy_monitor.hooks.compiled.replay import read
 from entropy_monitor.hooks.compiled.rewrite import insert, join, recompile
 from entropy_monitor.hooks.observer import Receiver, Sightings, tell
+from entropy_monitor.hooks.sources import python_functions
 from entropy_monitor.hooks.unread import UnreadError
 
 _COMPILING = "following compiled code"
@@ -33,6 +34,8 @@ class CompiledReader:
         settled: what was found out by looking at values.
         count: which call of a layer comes now in the forward that runs, given its number in the graph.
         skips: whether a forward is left out, given whether it has gradients and is in training mode.
+        enter: called where compiled code is entered.
+        innermost: the innermost module whose forward runs around compiled code.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class CompiledReader:
         settled: dict[Hashable, Any],
         count: Callable[[str, int], int],
         skips: Callable[[bool, bool], bool],
+        enter: switch.Enter,
+        innermost: Callable[[], nn.Module | None],
     ) -> None:
         self._names = names
         self._modules = {name: module for module, name in reversed(list(names.items()))}
@@ -55,13 +60,15 @@ class CompiledReader:
         self._settled = settled
         self._count = count
         self._skips = skips
+        self._enter = enter
+        self._innermost = innermost
         self._by_memory: dict[int, list[str]] = {}
 
     def arm(self) -> None:
         """Read compiled code from now on."""
         if switch.available():
             operator.listen(self, self._read)
-            switch.arm(self, self._rewrite)
+            switch.arm(self, self._rewrite, self._enter)
 
     def disarm(self) -> None:
         """Read no more."""
@@ -74,17 +81,25 @@ class CompiledReader:
         return self._guard.run(_COMPILING, self._insert, module, inputs, graph)
 
     def _insert(self, module: fx.GraphModule, inputs: Sequence[Any], graph: Any) -> Callable[[], None] | None:
+        if python_functions.is_inside():
+            return None  # called by one that was read already
         mine = {str(id(m)): m for m in self._names}
-        frame = graph.root_tx
-        first = frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
-        root = first if isinstance(first, nn.Module) and first in self._names else None
+        around = self._innermost()
+        root = self._root_of(graph.root_tx) or around
         if root is None and not _mentions(module, mine):
             return None
+        self._sightings.forwards += 1
         observer = GraphObserver(self._names, self._sightings, self._patterns)
         graphs = read_graph(module, inputs, root, observer, mine)
-        undo, left_out = insert(graphs, inputs, self._names)
+        undo, left_out = insert(graphs, inputs, self._names, around)
         self._sightings.rejected.update(left_out)
         return partial(_take_back, undo, graphs) if undo else None
+
+    def _root_of(self, frame: Any) -> nn.Module | None:
+        """The module whose forward a frame is, also where it goes on after a break."""
+        found = [v for v in frame.f_locals.values() if isinstance(v, nn.Module) and v in self._names]
+        own = frame.f_locals.get("self")
+        return own if own in found else next(iter(found), None)
 
     def _read(self, plan: Plan, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
         self._guard.run(f"reading {plan.layer}", self._read_call, plan, tensors, sizes)
@@ -116,11 +131,15 @@ class CompiledReader:
 
     def _layer(self, plan: Plan, tensors: Sequence[Tensor | None]) -> str | None:
         """The owner's name; None where the call belongs to another model."""
-        if plan.anchor is None:
+        if plan.anchor is not None:
+            parameter = tensors[plan.anchor.slot.index]
+            names = [] if parameter is None else self._parameter_names(parameter)
+            return _owner(plan, plan.anchor, names)
+        around = self._innermost()
+        if plan.around is None or around is None:
             return plan.layer if plan.layer in self._modules else None
-        parameter = tensors[plan.anchor.slot.index]
-        names = [] if parameter is None else self._parameter_names(parameter)
-        return _owner(plan, plan.anchor, names)
+        within = self._names[around] + plan.layer.removeprefix(plan.around)
+        return within if within in self._modules else self._names[around]
 
     def _parameter_names(self, tensor: Tensor) -> list[str]:
         """The names of the parameter that lies where a tensor does; sharded training moves them about."""

@@ -148,6 +148,7 @@ def insert(
     graphs: Sequence[Traced],
     inputs: Sequence[Any],
     names: Mapping[nn.Module, str],
+    around: nn.Module | None,
 ) -> tuple[list[Undo], dict[str, str]]:
     """Insert the operator.
 
@@ -155,6 +156,7 @@ def insert(
         graphs: the captured graph first, then those within it.
         inputs: of the captured graph, real.
         names: qualified name of every watched module.
+        around: the module that runs eagerly around the graph.
 
     Returns:
         What undoes it, to be called from the last to the first, and why calls were left out, by layer.
@@ -172,7 +174,7 @@ def insert(
     for traced in graphs:
         for call in traced.calls:
             try:
-                _insert(traced, call, by_fake, owners, undo)
+                _insert(traced, call, by_fake, owners, None if around is None else names[around], undo)
             except OutOfReachError:
                 left_out[call.layer] = "its queries or keys are not among the values of the compiled graph"
     if undo:
@@ -188,7 +190,12 @@ def recompile(graphs: Sequence[Traced]) -> None:
 
 
 def _insert(
-    traced: Traced, call: GraphCall, by_fake: Mapping[int, str], owners: _Names, undo: list[Undo]
+    traced: Traced,
+    call: GraphCall,
+    by_fake: Mapping[int, str],
+    owners: _Names,
+    around: str | None,
+    undo: list[Undo],
 ) -> None:
     arguments = _Arguments(traced, call, by_fake, owners, undo)
     if call.args is None:
@@ -215,6 +222,7 @@ def _insert(
         call.call,
         tuple(later),
         anchor,
+        around,
         tuple((i, names[node]) for i, node in enumerate(arguments.tensors) if node in names),
         torch.is_grad_enabled(),
         call.owner.training,

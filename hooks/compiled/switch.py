@@ -10,6 +10,7 @@ This leans on what torch.compile does inside (`torch._dynamo.eval_frame._callbac
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +24,11 @@ from torch.nn.modules import module as modules
 Rewrite = Callable[[fx.GraphModule, Sequence[Any], Any], Callable[[], None] | None]
 """Called with a captured graph, its inputs and Dynamo's own; returns how to undo what it did, if anything."""
 
+Enter = Callable[[], Callable[[], object] | None]
+"""Called where compiled code is entered; returns what to call when it is left, if anything."""
+
 _lock = threading.RLock()
-_armed: list[tuple[object, Rewrite]] = []
+_armed: list[tuple[object, Rewrite, Enter]] = []
 _originals: list[Any] = []
 _compiling = threading.local()
 _regions: dict[int, int] = {}
@@ -42,12 +46,12 @@ def available() -> bool:
     )
 
 
-def arm(owner: object, rewrite: Rewrite) -> None:
+def arm(owner: object, rewrite: Rewrite, enter: Enter) -> None:
     """Have compiled code run in the version that reads."""
     with _lock:
         if not _armed:
             _install()
-        _armed.append((owner, rewrite))
+        _armed.append((owner, rewrite, enter))
 
 
 def disarm(owner: object) -> None:
@@ -91,7 +95,18 @@ def _choose(callback: Any) -> Any:
     if twin is None:
         twin = _twins[chosen] = _Twin(chosen)
     _count_apart()
+    _tell_of_entry()
     return twin
+
+
+def _tell_of_entry() -> None:
+    """Tell the watchers that compiled code is entered, and have them told when it is left.
+
+    The wrapper that asks for a callback keeps a list of what to call at its end.
+    """
+    cleanups = sys._getframe(2).f_locals.get("cleanups")
+    if isinstance(cleanups, list):
+        cleanups += [leave for _, _, enter in _armed if (leave := enter()) is not None]
 
 
 def _count_apart() -> None:
@@ -102,7 +117,7 @@ def _count_apart() -> None:
     from torch._dynamo import eval_frame
 
     if hasattr(eval_frame, "set_eval_frame_isolate_recompiles_id"):
-        theirs = eval_frame.get_eval_frame_isolate_recompiles_id()
+        theirs = eval_frame.get_eval_frame_isolate_recompiles_id()  # type: ignore[attr-defined]
         if theirs not in _regions.values():
             if theirs not in _regions:
                 _regions[theirs] = next(eval_frame._next_isolate_recompiles_id)
@@ -184,7 +199,7 @@ def _compile(graph: Any, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
     if not getattr(_compiling, "depth", 0):
         return compiler(graph, module, inputs)
     undo: Callable[[], None] | None = None
-    for _, rewrite in _armed:
+    for _, rewrite, _ in _armed:
         undo = rewrite(module, inputs, graph)
         if undo is not None:
             break

@@ -1,0 +1,72 @@
+"""Sees every torch function of a thread, and the Python functions of attention, while it is on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+
+from entropy_monitor.hooks.sources import python_functions
+
+
+class Interceptor(TorchFunctionMode):
+    """A function mode that tells of functions.
+
+    Args:
+        see: runs a torch function and returns its result.
+        called: is told of a Python function of attention before it runs.
+    """
+
+    def __init__(self, see: Callable[..., Any], called: Callable[..., None]) -> None:
+        super().__init__()
+        self._see = see
+        self._called = called
+        self._undo: Callable[[], None] | None = None
+        self._paused = False
+
+    def on(self) -> None:
+        """See the functions of this thread from now on."""
+        self._undo = python_functions.install(self._python_function)
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def off(self) -> None:
+        """See them no longer."""
+        if not self._paused:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._paused = False
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+
+    def pause(self) -> Callable[[], object] | None:
+        """See no torch function until what is returned is called; None where that cannot be done now."""
+        top: object = _get_current_function_mode()  # type: ignore[no-untyped-call]
+        if self._paused or top is not self:
+            return None
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._paused = True
+        return self.go_on
+
+    def go_on(self) -> bool:
+        """See torch functions again; returns whether there was a pause."""
+        if not self._paused:
+            return False
+        self._paused = False
+        self.__enter__()  # type: ignore[no-untyped-call]
+        return True
+
+    def _python_function(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[Any], None] | None:
+        """One of attention's own is called: what runs in it is not seen, nor compiled anew for being seen."""
+        self._called(func, args, kwargs)
+        go_on = self.pause()
+        return None if go_on is None else lambda _: go_on()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if python_functions.is_inside():
+            return func(*args, **(kwargs or {}))
+        return self._see(func, args, kwargs or {})
