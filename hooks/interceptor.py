@@ -58,7 +58,7 @@ class Interceptor(TorchFunctionMode):
 
     def _python_function(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Callable[[Any], None] | None:
+    ) -> Callable[[Any], object] | None:
         """One of attention's own is called: what runs in it is not seen, nor compiled anew for being seen."""
         self._called(func, args, kwargs)
         go_on = self.pause()

@@ -45,7 +45,7 @@ class _Forward(threading.local):
 
 
 def _runs_eagerly() -> bool:
-    """Whether this thread is where nothing is compiled, such as in a part that compilation is disabled for."""
+    """Whether nothing is compiled here and now, as in a part that compilation is disabled for."""
     return torch._C._dynamo.eval_frame.get_eval_frame_callback() is None
 
 

@@ -33,7 +33,8 @@ class _Blocks:
 def read(args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> Seen:  # noqa: ARG001  it has none
     """What a call attends with; see `sources.Source`."""
     query, key, value, score_mod, mask, scale, _, score_buffers, mask_buffers = args
-    blocks = _Blocks(*mask[2:6], tuple(mask[-3:-1]), _with(mask[-1], mask_buffers))
+    listed, size = mask[2:6], (mask[-3], mask[-2])
+    blocks = _Blocks(listed[0], listed[1], listed[2], listed[3], size, _with(mask[-1], mask_buffers))
     return flex.seen(query, key, value, _with(score_mod, score_buffers), blocks, scale, True, site)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-Finish = Callable[[Any], None]
+Finish = Callable[[Any], object]
 See = Callable[[FunctionType, tuple[Any, ...], dict[str, Any]], Finish | None]
 """Told of a call before it runs; what it returns is told of the result, None if the call failed."""
 
