@@ -15,6 +15,7 @@ from entropy_monitor.errors import (
     MissingExtraError,
     RunDirectoryError,
 )
+from entropy_monitor.hooks.registry import Projections, Registration, register_projections
 from entropy_monitor.monitor import EntropyMonitor, StepReport
 from entropy_monitor.records import Alert, AlertEvent, Record, RunInfo, Sink
 from entropy_monitor.run import Run, load_run
@@ -29,7 +30,9 @@ __all__ = [
     "EntropyMonitor",
     "EntropyMonitorError",
     "MissingExtraError",
+    "Projections",
     "Record",
+    "Registration",
     "Run",
     "RunDirectoryError",
     "RunInfo",
@@ -39,4 +42,5 @@ __all__ = [
     "capture",
     "load_run",
     "measure",
+    "register_projections",
 ]

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from entropy_monitor.hooks.features import is_inner
-from entropy_monitor.hooks.lineage import Origin
+from entropy_monitor.hooks.lineage import Joined, Origin
 from entropy_monitor.hooks.linears import LinearCall
-from entropy_monitor.hooks.provenance import has_rows_of
+from entropy_monitor.hooks.rows import has_rows_of
 from entropy_monitor.hooks.unread import HeadsUntoldError
 
 
@@ -79,6 +79,8 @@ def possible_arrangements(
         heads: how many there are, where the module's attributes tell.
     """
     rows = None
+    if isinstance(origin, Joined):
+        origin = None
     if origin is not None:
         count, head_size = origin.features.count, q.shape[-1]
         rows = origin.linear.shape.numel() // origin.linear.features
@@ -155,6 +157,9 @@ def arrange(queries: Tensor, root: LinearCall | None, heads: int | None, rows: i
         if other and heads is not None and rows is not None and lead.numel() * tokens == rows * heads:
             return Arrangement((), (), folded=heads)
         return Arrangement((0,), (1,))
+    alone = [i for i in range(1, n) if lead[i] == heads]
+    if len(alone) == 1 and lead[1:].numel() != heads:  # heads outside of blocks of tokens
+        return Arrangement(tuple(i for i in range(n) if i != alone[0]), (alone[0],))
     first = n - 1
     for i in range(n - 1, 0, -1):
         if lead[i:].numel() == heads:

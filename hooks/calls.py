@@ -6,7 +6,7 @@ T queries, S keys, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -107,6 +107,7 @@ class AttentionCall:
             …), with "(normalised)" where they do not sum to one: the figures are those of the rows divided
             by their sums.
         weights: `[B, H, T, S]`, for attention without a softmax.
+        reasons: role to why its projection is not known.
     """
 
     layer: str
@@ -119,6 +120,7 @@ class AttentionCall:
     extra_keys: bool = False
     attention: str = "softmax"
     weights: Tensor | None = None
+    reasons: Mapping[Role, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> Tensor:

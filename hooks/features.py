@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from entropy_monitor.hooks.projections import Layout
@@ -87,6 +88,8 @@ def features_of(tensor: Tensor, linear: LinearCall) -> Features | None:
     step, out = linear.feature_stride, linear.features
     if not step:
         return None
+    if tensor.is_complex() and not linear.weight.is_complex():  # pairs of features
+        tensor = torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
     period = step * out
     base, within = divmod((int(tensor.storage_offset()) - linear.offset) % period, step)
     if tensor.storage_offset() < linear.offset or (step == 1 and within):
@@ -125,9 +128,9 @@ def features_taken(tensor: Tensor, index: Any, linear: LinearCall) -> Features |
     inner = [is_inner(n, s, linear) for n, s in zip(sizes, tensor.stride(), strict=True)]
     strides = [s // step if i else 0 for i, s in zip(inner, tensor.stride(), strict=True)]
     # Numbers, not tensors: what is looked at here may be fake.
-    numbers = np.lib.stride_tricks.as_strided(
-        np.arange(first, first + linear.features), tuple(sizes), tuple(8 * s for s in strides), writeable=False
-    )
+    numbers = np.arange(first, first + linear.features)
+    bytes_apart = tuple(s * numbers.itemsize for s in strides)
+    numbers = np.lib.stride_tricks.as_strided(numbers, tuple(sizes), bytes_apart, writeable=False)
     taken = numbers[index]
     if not isinstance(taken, np.ndarray) or not taken.size:
         return None

@@ -13,32 +13,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
+from entropy_monitor.hooks.arithmetic import ADDITIONS, FRESH, JOINS, MIXING, SUMS, factor_after
 from entropy_monitor.hooks.features import Features, features_of, features_taken
 from entropy_monitor.hooks.linears import LinearCall, LinearMap
 from entropy_monitor.hooks.notes import Notes
 from entropy_monitor.hooks.pieces import Pieces
+from entropy_monitor.hooks.reasons import Reasons
 from entropy_monitor.hooks.scope import Scope
 from entropy_monitor.hooks.storage import storage_of
 
-_ADDITIONS = frozenset({"add", "__add__", "__radd__"})
-_SUMS = _ADDITIONS | {"add_", "__iadd__", "sub", "sub_", "__sub__", "__rsub__", "__isub__", "lerp"}
-_JOINS = frozenset({"cat", "concat", "concatenate"})
-_FRESH = frozenset(
-    {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
-    | {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"}
-)
-_MIXING = frozenset(
-    {"conv1d", "conv2d", "conv3d", "bilinear", "cumsum", "fft", "rfft", "tensordot", "inner", "matmul", "bmm"}
-)
-_TIMES = frozenset({"mul", "multiply", "__mul__", "__rmul__"})
-_OVER = frozenset({"div", "divide", "true_divide", "__truediv__"})
-_KEEPING = frozenset(
-    {"view", "reshape", "flatten", "unflatten", "transpose", "permute", "contiguous", "clone", "to", "float"}
-    | {"type", "type_as", "bfloat16", "half", "detach", "squeeze", "unsqueeze", "double", "__get__"}
-)
-_SUM_OF_MAPS = "{} are a sum of two linear maps of different inputs, or of maps that more was done to than scaling"
+_SUM_OF_MAPS = "{} are a sum of two linear maps, of different inputs or changed on the way"
 _SUM = "{} are a linear map's output with something else added to it"
 
 
@@ -102,7 +87,7 @@ class Lineage:
         self._roots: dict[int, LinearCall] = {}
         self._notes = Notes[Origin]()
         self._pieces = Pieces[Origin]()
-        self._reasons: dict[int, tuple[StorageWeakRef, str]] = {}
+        self._reasons = Reasons()
 
     def add(self, linear: LinearCall, features: Features | None, output: Tensor) -> None:
         """Note a linear map that ran."""
@@ -130,9 +115,7 @@ class Lineage:
 
     def reason_of(self, tensor: Tensor) -> str | None:
         """Why a tensor has no origin, where that is known; "{}" stands for what the tensor is."""
-        identity = storage_of(tensor)
-        kept = None if identity is None else self._reasons.get(identity)
-        return None if kept is None or kept[0].expired() else kept[1]  # type: ignore[no-untyped-call]
+        return self._reasons.get(tensor)
 
     def follow(
         self,
@@ -149,7 +132,7 @@ class Lineage:
         """
         name = str(getattr(func, "__name__", "")).partition(".")[0]
         operands = list(tensors_in(args))
-        if name in _FRESH:
+        if name in FRESH or (not name.endswith("_") and any(t is result for t in operands)):
             return None
         root = self.root_of(result)
         if root is not None:
@@ -158,12 +141,12 @@ class Lineage:
             origin = self._joint(name, operands[:1] + [t for t in operands if t is not result])
             if origin is None:
                 root.mixed = True
-                self._put_reason(result, _SUM)
+                self._reasons.put(result, _SUM)
             return None
         if name == "copy_" and len(operands) == 2:
             self._pieces.put(result, self.origin_of(operands[1]))
             return None
-        if name in _ADDITIONS and scope is not None and module is not None:
+        if name in ADDITIONS and scope is not None and module is not None:
             linear = self._sum(operands, args, result, scope, module)
             if linear is not None:
                 return linear
@@ -177,14 +160,14 @@ class Lineage:
     def _origin_after(
         self, name: str, args: tuple[Any, ...], operands: list[Tensor], result: Tensor
     ) -> Origin | None:
-        if name in _MIXING:
+        if name in MIXING:
             return None
         if name == "__getitem__" and (source := self.root_of(operands[0])) is not None:
             features = None if source.mixed else features_taken(operands[0], args[1], source)
             return None if features is None else Origin(source, features)
         origin = self._joint(name, operands)
         full = [t for t in operands if t.numel()]
-        if name in _JOINS and full and result.shape[-1] != full[0].shape[-1]:
+        if name in JOINS and full and result.shape[-1] != full[0].shape[-1]:
             origins = [self.origin_of(t) for t in full]
             told = [(t.shape[-1], o) for t, o in zip(full, origins, strict=True) if o is not None]
             if len(told) < len(full):
@@ -192,7 +175,7 @@ class Lineage:
             return _joined(told) if origin is None else origin
         if isinstance(origin, Joined) and origin.width not in result.shape:
             return None  # a part of each head
-        return None if origin is None else replace(origin, factor=_factor_after(name, args, origin.factor))
+        return None if origin is None else replace(origin, factor=factor_after(name, args, origin.factor))
 
     def _sum(
         self, operands: list[Tensor], args: tuple[Any, ...], result: Tensor, scope: Scope, module: nn.Module
@@ -211,6 +194,8 @@ class Lineage:
         base = first.linear
         if not told or first.factor != 1 or second.factor is None or not isinstance(base, LinearCall):
             return None
+        if second.linear.from_width(base.weight.shape[1]) is None:
+            return None
         linear = LinearCall(base.weight, base.bias, base.input, result, scope, module)
         linear.parameters = base.parameters
         linear.latent = base.latent
@@ -220,19 +205,13 @@ class Lineage:
 
     def _pass_reason(self, name: str, operands: list[Tensor], result: Tensor) -> None:
         known = [self.origin_of(t) for t in operands]
-        if name in _SUMS and any(known):
-            self._put_reason(result, _SUM_OF_MAPS if all(known) else _SUM)
+        if name in SUMS and any(known):
+            self._reasons.put(result, _SUM_OF_MAPS if all(known) else _SUM)
             return
         for tensor in operands:
             if (reason := self.reason_of(tensor)) is not None:
-                self._put_reason(result, reason)
+                self._reasons.put(result, reason)
                 return
-
-    def _put_reason(self, tensor: Tensor, reason: str) -> None:
-        identity = storage_of(tensor)
-        if identity is not None and self.reason_of(tensor) is None:
-            alive = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-            self._reasons[identity] = (alive, reason)
 
     def _joint(self, name: str, operands: list[Tensor]) -> Origin | None:
         joint: Origin | None = None
@@ -241,7 +220,7 @@ class Lineage:
                 continue
             origin = self.origin_of(tensor)
             if origin is None:
-                if self.root_of(tensor) is not None or (name in _SUMS and not _is_learned(tensor)):
+                if self.root_of(tensor) is not None or (name in SUMS and not _is_learned(tensor)):
                     return None
                 continue
             joint = origin if joint is None else joint.merged(origin)
@@ -261,7 +240,7 @@ def is_latent(linear: LinearCall, inner: Origin | None) -> bool:
         inner is not None
         and not isinstance(inner, Joined)
         and isinstance(inner.linear, LinearCall)
-        and inner.linear.scope.home() is linear.scope.home()
+        and inner.linear.home is linear.home
         and inner.linear.input is not None
         and len(inner.features.dims) == 1
         and inner.features.count == linear.weight.shape[1] < inner.linear.weight.shape[1]
@@ -289,19 +268,6 @@ def _joined(parts: list[tuple[int, Origin]]) -> Origin | None:
             flat.append((width, origin))
     _, first = flat[0]
     return Joined(first.linear, first.features, None, tuple(flat))
-
-
-def _factor_after(name: str, args: tuple[Any, ...], factor: float | None) -> float | None:
-    """The factor of an origin after one more function; None where that did more than multiply."""
-    if factor is None or name in _KEEPING:
-        return factor
-    other = args[1] if len(args) == 2 and isinstance(args[0], Tensor) else None
-    if isinstance(other, (int, float)) and other != 0:
-        if name in _TIMES:
-            return factor * other
-        if name in _OVER:
-            return factor / other
-    return None
 
 
 def _is_learned(tensor: Tensor) -> bool:

@@ -21,6 +21,7 @@ from entropy_monitor.hooks.projections import Layout, Projection, parameters_of
 from entropy_monitor.hooks.storage import storage_of, version_of
 
 if TYPE_CHECKING:
+    from entropy_monitor.hooks.lineage import Origin
     from entropy_monitor.hooks.scope import Scope
 
 _ADDMM = (torch.addmm, Tensor.addmm)
@@ -39,6 +40,10 @@ class LinearMap:
         shape: of its output; `[..., out]` but for convolutions.
         parameters: the parameters behind `weight`.
         module: in whose forward it ran, torch's own layers apart.
+
+    Attributes:
+        latent: where its input comes from, if that is the bottleneck of a low-rank chain: W_b of W_b W_a.
+        added: factors and other maps of its input (low-rank adapters) whose outputs were added to its own.
     """
 
     def __init__(
@@ -55,6 +60,8 @@ class LinearMap:
         self.shape = shape
         self.parameters = parameters
         self.module = module
+        self.latent: Origin | None = None
+        self.added: tuple[tuple[float, LinearMap], ...] = ()
         self._input = input
 
     @property
@@ -66,6 +73,15 @@ class LinearMap:
     def input(self) -> Tensor | None:
         """What it was applied to, `[..., in]`; None if that is gone, and for convolutions."""
         return self._input
+
+    def from_width(self, width: int) -> LinearMap | None:
+        """The map of a low-rank chain, this being the last one, that takes inputs of a width."""
+        first: LinearMap = self
+        while first.weight.shape[1] != width:
+            if first.latent is None:
+                return None
+            first = first.latent.linear
+        return first
 
     def whole(self) -> Projection:
         """The map as one head that takes all output features."""
@@ -80,6 +96,7 @@ class LinearCall(LinearMap):
 
     Attributes:
         scope: the module forward in which it ran.
+        home: the one around it that uses it, where that module is no more than a projection.
         feature_stride: distance in memory between neighbouring output features; 0 where the output's memory
             does not say which element is which feature.
         mixed: whether its output was overwritten in place with a sum of it and something else.
@@ -98,7 +115,7 @@ class LinearCall(LinearMap):
         parameters = parameters_of(weight) or _matrices(module)
         super().__init__(weight, bias, input, output.shape, parameters, scope.module)
         self._input_version = 0 if input is None else version_of(input)
-        self.scope = scope
+        self.scope = self.home = scope
         self.offset = int(output.storage_offset())
         self.version = version_of(output)
         self.mixed = False

@@ -17,7 +17,9 @@ Scale = float | Tensor
 """A factor of all logits, or of each head: a tensor whose last two dimensions are 1."""
 
 _TIMES = frozenset({"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"})
-_OVER = frozenset({"div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__", "__div__", "__idiv__"})
+_OVER = frozenset(
+    {"div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__", "__div__", "__idiv__"}
+)
 _PLUS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__isub__"})
 _HIDING = frozenset({"masked_fill", "masked_fill_", "where", "_where", "index_fill", "tril", "triu"})
 _SAME = frozenset(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks.calls import AttentionCall, Role, Seen
 from entropy_monitor.hooks.linears import LinearCall
-from entropy_monitor.hooks.ownership import owner_of, projections_of, whole_projection
+from entropy_monitor.hooks.ownership import Identified, identify, owner_of, whole_projection
 from entropy_monitor.hooks.projections import Projection
 from entropy_monitor.hooks.scope import Scope, declared_heads
 from entropy_monitor.hooks.site import EagerSite, Site
@@ -117,8 +117,10 @@ class Observer:
         return EagerSite(self._trace, declared_heads(self.scopes), by_hand)
 
     def _found(self, source: Source, args: tuple[Any, ...], seen: Seen, site: Site) -> None:  # noqa: ARG002
-        layer = self._names[owner_of(seen, self.scopes)]
-        tell(self._receiver, self._guard, layer, self.count(layer), seen, projections_of(seen, site))
+        owner = owner_of(seen, self.scopes)
+        layer = self._names[owner]
+        found = identify(seen, site, owner, layer)
+        tell(self._receiver, self._guard, layer, self.count(layer), seen, found)
         self._await_output(layer, seen)
 
     def count(self, layer: str) -> int:
@@ -173,7 +175,7 @@ class Observer:
 
 
 def tell(
-    receiver: Receiver, guard: Guard, layer: str, call: int, seen: Seen, found: Mapping[Role, Projection]
+    receiver: Receiver, guard: Guard, layer: str, call: int, seen: Seen, identified: Identified
 ) -> None:
     """Tell a receiver of a call; a layer that cannot be measured must not take the others with it.
 
@@ -183,9 +185,9 @@ def tell(
         layer: the owner's name.
         call: nth call of this owner in this forward.
         seen: what the source saw.
-        found: the projections, by role.
+        identified: the projections, by role, and why others are not known.
     """
-    part = f"reading {layer}"
+    part, found = f"reading {layer}", identified.projections
     attention = AttentionCall(
         layer,
         call,
@@ -197,11 +199,18 @@ def tell(
         seen.extra_keys,
         seen.attention,
         seen.weights,
+        identified.reasons,
     )
     guard.run(part, receiver.attention, attention)
+    if identified.fault is not None:
+        guard.run(f"projections of {layer}", _raise, identified.fault)
     for role in _LATER:
         if role in found:
             guard.run(part, receiver.projection, layer, role, found[role])
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 _LATER: tuple[Role, ...] = ("value", "output")

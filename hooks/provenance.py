@@ -1,152 +1,209 @@
-"""From the origin of a q or k to its projection: which weights make up which head, applied to what."""
+"""From the origin of a q or k to its projection: which weights make up which head, applied to what.
+
+The first time that a layer's projection is found, values are looked at: see `agreement`. That waits for the
+device once; the verdict is kept. Where there are too few numbers to tell, structure alone speaks.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from entropy_monitor.hooks.lineage import Origin
+from entropy_monitor.hooks.latent import composed, features_slice, own_parameters, side_by_side, through
+from entropy_monitor.hooks.lineage import Joined, Origin
 from entropy_monitor.hooks.linears import LinearCall, LinearMap
-from entropy_monitor.hooks.projections import Projection, Rows
+from entropy_monitor.hooks.projections import Layout, Projection, parameters_of
+from entropy_monitor.hooks.samples import (
+    SAMPLE,
+    TOLERANCE,
+    TOLERANCE_LOW,
+    factor_of,
+    looser,
+    nan_unless,
+    rows_of_shape,
+    rows_of_view,
+    sampled,
+    tolerance_of,
+)
 from entropy_monitor.hooks.storage import storage_of, version_of
+from entropy_monitor.hooks.verdicts import NoProjectionError, Verdicts
 
-_TOLERANCE = 1e-3  # relative, float32
-_TOLERANCE_LOW = 2e-2  # relative, bf16 and fp16: their rounding, a few times over
-_SAMPLE = 8  # tokens, and sequences, that are looked at
-_ENOUGH = 16  # numbers that have to agree
+NO_HEADS = "{} heads of {} features do not lie in {} features of a linear map's output in a way that is known"
+DISAGREE = "{} are not what the linear map behind them gives, up to rotary embeddings and norms"
+LATENT = "what enters the second map of a low-rank chain is not what the first one gives, up to a norm"
+INPUTS = "{} are a sum of two linear maps of different inputs, such as an adapter's under dropout"
+UNKNOWN_INPUTS = "{} are a sum of two linear maps whose inputs are not known any more"
+REGISTERED = "{} are not what the registered projection gives, up to rotary embeddings and norms"
+PARTS = "{} are put together from parts that do not all come from linear maps of one input"
 
 
 @torch.no_grad()
-def projection_of(tensor: Tensor, origin: Origin, root: LinearMap | None) -> Projection | None:
+def projection_of(
+    tensor: Tensor, origin: Origin, root: LinearMap | None, verdicts: Verdicts, *, latent: bool = True
+) -> Projection:
     """The projection that made `tensor`, `[B, H, T, D]`.
 
-    Whether anything beside a factor came between is read from the values, without waiting for the device.
+    Whether anything beside a factor came between is read from the values each time, without waiting for the
+    device; whether anything beside rotary embeddings and norms did, once.
 
     Args:
         tensor: the q or k that enters the product, key heads perhaps repeated for their queries.
         origin: where it comes from.
         root: the linear map that it is a view of, if it is one.
+        verdicts: what values said before.
+        latent: whether a chain of maps counts as one.
+
+    Raises:
+        NoProjectionError: if none is known.
     """
+    if isinstance(origin, Joined):
+        return _projection_of_parts(tensor, origin, verdicts)
+    found = _last_of_chain(tensor, origin, root, verdicts)
+    if not latent or origin.linear.latent is None:
+        return found
+    _check_latent(origin.linear, origin.linear.latent, verdicts)
+    return through(found, origin.linear)
+
+
+def _last_of_chain(tensor: Tensor, origin: Origin, root: LinearMap | None, verdicts: Verdicts) -> Projection:
     linear = origin.linear
     b, heads, t, d = tensor.shape
     layout = origin.features.layout(d)
     if layout is None:
-        return None
-    found = Projection(linear.weight, linear.bias, layout, linear.input, None, math.nan, linear.parameters)
+        raise NoProjectionError(NO_HEADS.format(heads, d, origin.features.count))
+    _check_sum(linear, verdicts)
+    found = Projection(*composed(linear), layout, linear.input, None, math.nan, own_parameters(linear))
     if layout.heads != heads:
         if linear.shape.numel() // linear.features == b * heads * t and layout.heads == 1:
-            return replace(
-                found, layout=replace(layout, heads=heads, head_stride=0)
-            )  # one map for every head
+            return replace(found, layout=replace(layout, heads=heads, head_stride=0))  # one for every head
         if heads % layout.heads:
-            return None
+            raise NoProjectionError(NO_HEADS.format(heads, d, origin.features.count))
         kept = tensor[:, :: heads // layout.heads]
         repeated = (torch.unflatten(tensor, 1, (layout.heads, -1)) == kept.unsqueeze(2)).all()
-        found, tensor = replace(found, certain=_nan_unless(repeated)), kept
+        found, tensor = replace(found, certain=nan_unless(repeated)), kept
     if root is linear and isinstance(linear, LinearCall):
-        rows = _rows_of_view(tensor, linear)
+        rows = rows_of_view(tensor, linear)
         if rows is not None and version_of(tensor) == linear.version != -1:
             return replace(found, rows=rows, factor=1.0)
     else:
-        rows = _rows_of_shape(b, t, linear.shape[:-1])
+        rows = rows_of_shape(b, t, linear.shape[:-1])
     found = replace(found, rows=rows)
-    return replace(found, factor=_factor(tensor, found))
+    seen, made = sampled(tensor, found)
+    tolerance = tolerance_of(tensor, found)
+    question = ("agrees", linear.module, origin.features, tuple(map(id, found.parameters)))
+    verdicts.require(question, seen, made, looser(tolerance, tensor), DISAGREE)
+    return replace(found, factor=factor_of(seen, made, tolerance))
 
 
-def has_rows_of(tensor: Tensor, origin: Origin) -> bool:
-    """Whether the rows of `[B, H, T, D]` are those of its projection; waits for the device.
+def _projection_of_parts(tensor: Tensor, joined: Joined, verdicts: Verdicts) -> Projection:
+    """The projection of heads that are put together from parts along their features."""
+    heads = tensor.shape[1]
+    if joined.width != tensor.shape[-1]:
+        raise NoProjectionError(PARTS)
+    pieces = torch.split(tensor, joined.widths, -1)
+    found = [
+        projection_of(piece, part, None, verdicts)
+        for piece, (_, part) in zip(pieces, joined.parts, strict=True)
+    ]
+    if len({p.weight.shape[1] for p in found}) != 1 or any(heads % p.layout.heads for p in found):
+        raise NoProjectionError(PARTS)
+    return side_by_side(found, heads, joined.widths)
 
-    They are where all norms agree up to one factor, which rotary embeddings keep; or where, of the first
-    token, which rotary embeddings leave alone, directions agree, up to a factor of each feature after a norm.
+
+def _check_sum(linear: LinearMap, verdicts: Verdicts) -> None:
+    """The maps of a sum must have had the same input."""
+    for _, other in linear.added:
+        first = other.from_width(linear.weight.shape[1])
+        x, y = linear.input, None if first is None else first.input
+        if x is None or y is None:
+            raise NoProjectionError(UNKNOWN_INPUTS)
+        if x.shape == y.shape and storage_of(x) == storage_of(y) and x.storage_offset() == y.storage_offset():
+            continue
+        low = min(torch.finfo(z.dtype).bits for z in (x, y)) < 32
+        question = ("same input", linear.module, other.module, tuple(map(id, own_parameters(linear))))
+        # Dropout comes and goes with the mode.
+        key = (question, linear.module.training)
+        verdicts.require_same(key, x, y, TOLERANCE_LOW if low else TOLERANCE, INPUTS)
+
+
+def _check_latent(linear: LinearMap, inner: Origin, verdicts: Verdicts) -> None:
+    """What enters the last map of a chain must be what the one before made, perhaps normalised."""
+    seen, x = linear.input, inner.linear.input
+    if seen is None or x is None or seen.shape[:-1].numel() != x.shape[:-1].numel():
+        return
+    rows = slice(None, None, max(1, x.shape[:-1].numel() // SAMPLE**2))
+    seen, x = (y.detach().flatten(0, -2)[rows].float() for y in (seen, x))
+    with torch.autocast(x.device.type, enabled=False):
+        weight, bias = composed(inner.linear)
+        part = features_slice(inner.features)
+        made = x @ weight[part].float().T
+        made = made if bias is None else made + bias[part].float()
+    found = Projection(weight, bias, inner.features.whole(), inner.linear.input, None)
+    tolerance = looser(tolerance_of(seen, found), seen)
+    question = ("latent", linear.module, inner.features, tuple(map(id, inner.linear.parameters)))
+    verdicts.require(question, seen[None, None], made[None, None], tolerance, LATENT)
+
+
+def given_projection(
+    tensor: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    origin: Origin | None,
+    root: LinearMap | None,
+    verdicts: Verdicts,
+    question: Hashable,
+    known: Projection | None = None,
+) -> Projection:
+    """A projection that the user named, checked where its input is known.
+
+    Args:
+        tensor: the q or k that enters the product, `[B, H, T, D]`.
+        weight: `[H, d_model, D]` of each head; fewer where key heads were repeated for their queries.
+        bias: `[H, D]`, or None.
+        origin: where the tensor comes from, if that is known.
+        root: the linear map that it is a view of, if it is one.
+        verdicts: what values said before.
+        question: what they are asked by.
+        known: the projection that the call itself names, if it does: its input is this one's.
+
+    Raises:
+        NoProjectionError: if it does not fit the tensor, or does not make it.
     """
-    linear, layout = origin.linear, origin.features.layout(tensor.shape[-1])
-    if layout is None:
-        return False
-    (b, _, t, _), shape = tensor.shape, linear.shape[:-1]
-    orders = [_rows_of_shape(b, t, shape)]
-    if tuple(shape) == (t, b) == (b, t):  # sequence first, as likely
-        orders.append(Rows(b, t, 0, 1, b))
-    return any(
-        _has_rows(tensor, Projection(linear.weight, linear.bias, layout, linear.input, rows))
-        for rows in orders
+    heads, width, d = weight.shape
+    b, h, t, size = tensor.shape
+    if size != d or h % heads:
+        raise NoProjectionError(
+            f"{heads} heads of {d} features were registered for {{}}, which have {h} heads of {size} features"
+        )
+    found = Projection(
+        weight.transpose(1, 2).flatten(0, 1),
+        None if bias is None else bias.flatten(),
+        Layout(heads, d, 0, d),
+        None,
+        None,
+        math.nan,
+        parameters_of(weight),
     )
-
-
-def _has_rows(tensor: Tensor, projection: Projection) -> bool:
-    seen, made = _sampled(tensor, projection)
-    if made is None or made.shape != seen.shape:
-        return False
-    tolerance = _tolerance(tensor, projection)
-    if _agree(seen.norm(dim=-1), made.norm(dim=-1), tolerance):
-        return True
-    seen, made = seen[:, :, 0].flatten(0, 1), made[:, :, 0].flatten(0, 1)
-    if len(seen) < 2 or seen.numel() < _ENOUGH:
-        return False
-    unit = F.normalize(made, dim=-1)
-    if _agree(F.normalize(seen, dim=-1), unit, tolerance):
-        return True
-    of_feature = (seen * unit).sum(0) / unit.square().sum(0)
-    return bool((seen - of_feature * unit).norm() <= tolerance * seen.norm())
-
-
-def _agree(seen: Tensor, made: Tensor, tolerance: float) -> bool:
-    ratio = (seen * made).sum() / made.square().sum()
-    return bool((seen - ratio * made).norm() <= tolerance * seen.norm())
-
-
-def _rows_of_view(tensor: Tensor, linear: LinearCall) -> Rows | None:
-    out = linear.features
-    if linear.feature_stride != 1 or storage_of(tensor) is None:
-        return None
-    (b, _, t, _), (sb, _, st, _) = tensor.shape, tensor.stride()
-    sb, st = sb if b > 1 else 0, st if t > 1 else 0
-    if sb % out or st % out:
-        return None
-    return Rows(b, t, (tensor.storage_offset() - linear.offset) // out, sb // out, st // out)
-
-
-def _rows_of_shape(b: int, t: int, shape: torch.Size) -> Rows | None:
-    if shape.numel() != b * t:
-        return None
-    sequence_first = len(shape) == 2 and tuple(shape) == (t, b) != (b, t)
-    return Rows(b, t, 0, 1, b) if sequence_first else Rows(b, t, 0, t, 1)
-
-
-def _factor(tensor: Tensor, projection: Projection) -> Tensor | float:
-    """The c where `tensor` is c times what the projection makes of its input; NaN where it is not."""
-    seen, made = _sampled(tensor, projection)
-    if made is None:
-        return math.nan
-    power = made.square().sum()
-    factor = (seen * made).sum() / power
-    agree = (seen - factor * made).norm() <= _tolerance(tensor, projection) * seen.norm()
-    return torch.where(agree & (power > 0) & (factor != 0), factor, math.nan)
-
-
-def _sampled(tensor: Tensor, projection: Projection) -> tuple[Tensor, Tensor | None]:
-    """Some rows of `tensor`, and what the projection makes of the same rows of its input."""
-    b, _, t, _ = tensor.shape
-    i, j = (slice(None, None, max(1, n // _SAMPLE)) for n in (b, t))
-    seen = tensor.detach()[i, :, j].float()
-    x = projection.inputs()
-    if x is None or seen.numel() < _ENOUGH:
-        return seen, None
-    with torch.autocast(tensor.device.type, enabled=False):
-        made = x[i, j].float().unsqueeze(1) @ projection.head_weights()
-        bias = projection.head_biases()
-        return seen, made if bias is None else made + bias.unsqueeze(1)
-
-
-def _tolerance(tensor: Tensor, projection: Projection) -> float:
-    dtypes = [x.dtype for x in (tensor, projection.weight, projection.input) if x is not None]
-    low = torch.is_autocast_enabled(tensor.device.type) or any(torch.finfo(d).bits < 32 for d in dtypes)
-    return _TOLERANCE_LOW if low else _TOLERANCE
-
-
-def _nan_unless(condition: Tensor) -> Tensor:
-    one = torch.ones((), device=condition.device)
-    return torch.where(condition, one, math.nan)
+    if heads != h:
+        kept = tensor[:, :: h // heads]
+        repeated = (torch.unflatten(tensor, 1, (heads, -1)) == kept.unsqueeze(2)).all()
+        found, tensor = replace(found, certain=nan_unless(repeated)), kept
+    linear = None if origin is None or isinstance(origin, Joined) else origin.linear.from_width(width)
+    x, rows = (None, None) if known is None else (known.input, known.rows)
+    if known is None and linear is not None:
+        x = linear.input
+        if root is linear and isinstance(linear, LinearCall):
+            rows = rows_of_view(tensor, linear)
+        else:
+            rows = rows_of_shape(b, t, linear.shape[:-1])
+    if x is None or x.shape[-1] != width:
+        return found
+    found = replace(found, input=x, rows=rows)
+    seen, made = sampled(tensor, found)
+    tolerance = tolerance_of(tensor, found)
+    verdicts.require(question, seen, made, looser(tolerance, tensor), REGISTERED)
+    return replace(found, factor=factor_of(seen, made, tolerance))

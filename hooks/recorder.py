@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from entropy_monitor import measures
 from entropy_monitor.hooks.calls import AttentionCall, Role
 from entropy_monitor.hooks.maps import evidence_map, full_map
 from entropy_monitor.hooks.projections import Projection, WeightPart
 from entropy_monitor.hooks.reading import CallReading, RowCount
+from entropy_monitor.hooks.unread import UnreadError
+from entropy_monitor.hooks.visibility import Visibility, sample
 
 LAYER_FIGURES: tuple[Role, ...] = ("query", "key", "value", "output")
 
@@ -58,15 +61,38 @@ class LayerParts:
         index: place in order of execution.
         heads: query heads.
         source: function that computes its attention.
+        attention: how rows are normalised: `softmax`, `relu`, …
+        key_heads: heads of k; fewer where query heads share them, 0 where it could not be told.
+        head_size: features of a head of q, 0 where it could not be told.
+        calls: attention calls within one forward that were read; 0 where reading failed.
+        visibility: what its rows see, by its first call; None where it could not be told.
         projections: role to how it was identified.
+        reasons: role to why its projection is not known.
         weights: the parameter behind each projection, and which part of it.
     """
 
     index: int
     heads: int
     source: str
+    attention: str = "softmax"
+    key_heads: int = 0
+    head_size: int = 0
+    calls: int = 0
+    visibility: Visibility | None = None
     projections: dict[Role, str] = field(default_factory=dict)
+    reasons: dict[Role, str] = field(default_factory=dict)
     weights: dict[Role, WeightPart] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, index: int, call: AttentionCall) -> LayerParts:
+        """What a layer's first call tells."""
+        parts = cls(index, call.shape[1], call.source, call.attention)
+        q, k, inputs = call.query, call.key, call.inputs
+        if inputs is not None:
+            parts.key_heads, parts.head_size = inputs.k.shape[1], inputs.q.shape[-1]
+        elif q is not None and k is not None:
+            parts.key_heads, parts.head_size = k.layout.heads, q.layout.head_size
+        return parts
 
 
 class Recorder:
@@ -76,6 +102,11 @@ class Recorder:
         rows: query rows to read of each sequence, or "all".
         keep_evidence: keep a pooled attention map of each call, for alerts.
         want_map: which heads' full maps to keep, by layer and call: None for none, a list of heads, or "all".
+
+    Attributes:
+        layers: what is known of each layer, by its name.
+        rejected: layers of which nothing can be read, and why.
+        full_maps: of each layer, of its latest forward.
     """
 
     def __init__(
@@ -86,6 +117,7 @@ class Recorder:
         want_map: Callable[[str], list[int] | str | None] | None = None,
     ) -> None:
         self.layers: dict[str, LayerParts] = {}
+        self.rejected: dict[str, str] = {}
         self.full_maps: dict[str, list[Tensor]] = {}
         self._rows = rows
         self._keep_evidence = keep_evidence
@@ -109,16 +141,20 @@ class Recorder:
     def attention(self, call: AttentionCall) -> None:
         """See `Receiver`."""
         with self._lock:
-            self._read(call)
+            try:
+                self._read(call)
+            except UnreadError as error:
+                self.rejected[call.layer] = str(error)
 
     def projection(self, layer: str, role: Role, projection: Projection) -> None:
         """See `Receiver`."""
         with self._lock:
-            if (layer, role) in self._sigmas:
+            if (layer, role) in self._sigmas or layer in self.rejected:
                 return
             self._sigmas[layer, role] = measures.largest_singular_value(projection.matrix())
             parts = self.layers[layer]
             parts.projections[role] = projection.describe()
+            parts.reasons.pop(role, None)
             if (part := projection.part_of_parameter()) is not None:
                 parts.weights[role] = part
 
@@ -145,10 +181,13 @@ class Recorder:
         )
 
     def _read(self, call: AttentionCall) -> None:
+        _require_values(call)
         parts = self.layers.get(call.layer)
+        is_new = parts is None
         if parts is None:
-            parts = LayerParts(len(self.layers), call.shape[1], call.source)
-            self.layers[call.layer] = parts
+            parts = self.layers[call.layer] = LayerParts.of(len(self.layers), call)
+        known = parts.projections
+        parts.reasons.update({role: why for role, why in call.reasons.items() if role not in known})
         if call.query is not None:
             self.projection(call.layer, "query", call.query)
         if call.key is not None:
@@ -168,7 +207,11 @@ class Recorder:
             self._broken.add(key)
             del self._readings[key]
             raise
+        parts.calls = max(parts.calls, call.call + 1)
+        self.rejected.pop(call.layer, None)
         self._keep_full_map(call)
+        if is_new:  # last: should it fail, the figures are there
+            parts.visibility = sample(call)
 
     def _rows_of(self, call: AttentionCall) -> Tensor | None:
         tokens = call.shape[2]
@@ -188,3 +231,14 @@ class Recorder:
         if call.call == 0:
             kept.clear()  # the maps of the latest forward
         kept.append(full_map(call, None if isinstance(heads, str) else heads))
+
+
+def _require_values(call: AttentionCall) -> None:
+    """Raise where tensors have shapes but no values."""
+    for tensor in (call.rows,) if call.inputs is None else (call.rows, call.inputs.k):
+        if tensor.is_meta or isinstance(tensor, FakeTensor):
+            kind = "on the meta device" if tensor.is_meta else "fake (FakeTensorMode)"
+            raise UnreadError(
+                f"its tensors are {kind}: they have shapes and no values, so that nothing can be measured. "
+                "Give the model and its inputs on a real device"
+            )

@@ -1,17 +1,25 @@
-"""Whether a model can have attention at all: looked at before the first forward."""
+"""Where a model can have attention, by its structure: before a forward, and beside what was seen in one."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from types import CodeType, FunctionType
+from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
-from entropy_monitor.hooks.names import module_names
+from entropy_monitor.hooks.names import clean_name, module_names
 from entropy_monitor.hooks.scope import is_leaf
 
 _WORDS = ("attn", "attention", "softmax", "multi_head", "multihead", "transformer")
+_SURE_WORDS = ("attn", "attention", "multi_head", "multihead")
+_PASSED_ON = ("mask", "attentions")  # names of what is handed through by code that attends to nothing
 _DEPTH = 4
 
 
@@ -34,15 +42,116 @@ def attention_candidates(model: nn.Module) -> list[str]:
     return found
 
 
+def unseen_attention(model: nn.Module, seen: Collection[str]) -> list[str]:
+    """Names of modules that must be expected to compute attention, and in which none was seen.
+
+    Stricter than `attention_candidates`: a softmax alone is none (experts are chosen by one), what has no
+    weight matrix within is left to the module around it, and of nested modules only the innermost is named.
+
+    Args:
+        model: that ran.
+        seen: names of the owners whose attention was seen.
+    """
+    names = module_names(model)
+    roots = whole_model(model)
+    inner = {ancestor for name in seen for ancestor in _ancestors(name)} | (roots if seen else set())
+    by_code: list[str] = []
+    by_name: list[str] = []
+    for module, name in names.items():
+        if name in inner or is_leaf(module) or not _has_matrix(module):
+            continue
+        if isinstance(module, nn.MultiheadAttention) or _attends(type(module)):
+            by_code.append(name)
+        elif _has_word(name.rsplit(".", 1)[-1], _SURE_WORDS):
+            by_name.append(name)
+    # Within attention, what is called `c_attn` or `attn_out` is a projection.
+    around = [*by_code, *seen]
+    found = by_code + [name for name in by_name if not any(is_within(name, a, roots) for a in around)]
+    return [name for name in found if not any(is_within(other, name, roots) for other in found)]
+
+
+def whole_model(model: nn.Module) -> set[str]:
+    """The names that stand for all of a model: its own, and that of the module within wrappers."""
+    names = module_names(model)
+    return {names[module] for name, module in model.named_modules() if not clean_name(name)}
+
+
+def is_within(name: str, other: str, roots: Collection[str]) -> bool:
+    """Whether a module lies within another one; within those of `roots` all do."""
+    return name != other and name not in roots and (other in roots or name.startswith(f"{other}."))
+
+
+def _ancestors(name: str) -> Iterator[str]:
+    """A module's name, and those of the modules around it."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(is_lazy(p) or p.dim() >= 2 for p in module.parameters())
+
+
+def _attends(kind: type) -> bool:
+    """Whether a class is named after attention, or its code speaks of it, masks apart."""
+    if any(_has_word(c.__name__, _SURE_WORDS) for c in kind.__mro__ if c not in (nn.Module, object)):
+        return True
+    functions = (f for f in vars_of(kind) if isinstance(f, FunctionType))
+    names = (name for f in functions for name in _names(f.__code__))
+    return any(_has_word(name, _SURE_WORDS) and not _has_word(name, _PASSED_ON) for name in names)
+
+
+class Attendance:
+    """Which modules run, while it is kept.
+
+    Args:
+        names: qualified name of every module.
+
+    Attributes:
+        ran: the names of those that did.
+    """
+
+    def __init__(self, names: Mapping[nn.Module, str]) -> None:
+        self.ran: set[str] = set()
+        self._names = names
+        self._handle: RemovableHandle | None = None
+
+    def begin(self) -> None:
+        """Keep it."""
+        if self._handle is None:
+            self._handle = register_module_forward_pre_hook(self._enter)
+
+    def end(self) -> None:
+        """Keep it no longer."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _enter(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
+        if not torch.compiler.is_compiling() and (name := self._names.get(module)) is not None:
+            self.ran.add(name)
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module's forward runs as compiled code, in which no function can be seen."""
     wrapped = type(module).__name__ == "OptimizedModule"
-    return wrapped or getattr(module, "_compiled_call_impl", None) is not None
+    return (wrapped or compiled_in_place(module)) and not _is_forced_eager()
 
 
-def _has_word(text: str) -> bool:
+def compiled_in_place(module: nn.Module) -> bool:
+    """Whether `module.compile()` was called."""
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _is_forced_eager() -> bool:
+    """Whether `torch.compiler.set_stance` has compiled code run as it was written."""
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    return getattr(getattr(frames, "_stance", None), "stance", None) == "force_eager"
+
+
+def _has_word(text: str, words: Collection[str] = _WORDS) -> bool:
     text = text.lower()
-    return any(word in text for word in _WORDS)
+    return any(word in text for word in words)
 
 
 def _speaks_of_attention(kind: type) -> bool:

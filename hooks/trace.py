@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from entropy_monitor.hooks import products
-from entropy_monitor.hooks.lineage import Lineage, tensors_in
+from entropy_monitor.hooks.lineage import Lineage, is_latent, tensors_in
 from entropy_monitor.hooks.linears import LinearCall, linear_call
 from entropy_monitor.hooks.logits import Logits, follow_logits
 from entropy_monitor.hooks.notes import Notes
-from entropy_monitor.hooks.scope import Scope
+from entropy_monitor.hooks.scope import Scope, is_leaf
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,18 @@ class Trace:
         found = linear_call(func, args, kwargs, result, scope, module)
         if found is not None:
             linear, features = found
-            scope.linears.append(linear)
+            linear.home = _home(scope)
+            linear.home.linears.append(linear)
+            x = linear.input
+            inner = None if x is None else self.lineage.origin_of(x)
+            if is_latent(linear, inner):
+                linear.latent = inner
             self.lineage.add(linear, features, result)
             return linear
         args = (*args, *(v for name, v in kwargs.items() if isinstance(v, Tensor) and name != "out"))
         if func in products.FUNCTIONS:
             return self._product(func, args, kwargs, result)
-        self._follow(func, args, result)
-        return None
+        return self._follow(func, args, result, scope, module)
 
     def _product(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
@@ -92,16 +96,55 @@ class Trace:
             self._follow(func, args, result)  # logits that heads talk over
         return None
 
-    def _follow(self, func: Callable[..., Any], args: tuple[Any, ...], result: Tensor) -> None:
-        self.lineage.follow(func, args, result)
+    def _follow(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        result: Tensor,
+        scope: Scope | None = None,
+        module: nn.Module | None = None,
+    ) -> LinearCall | None:
+        linear = self.lineage.follow(func, args, result, scope, module)
+        if linear is not None:
+            linear.home = _home(linear.scope)
+            _keep_inputs(linear)
+            return linear
         if result.dim() < 2 or not (self._logits or self._weights):
-            return
+            return None
         for tensor in tensors_in(args):
             logits = self._logits.get(tensor)
             if logits is not None:
                 self._logits.put(result, follow_logits(logits, tensor, func, args, result))
-                return
+                return None
             layer = self._weights.get(tensor)
             if layer is not None:
                 self._weights.put(result, layer)
-                return
+                return None
+        return None
+
+
+def _home(scope: Scope) -> Scope:
+    """The forward that uses what a projection of the user's own makes: a linear layer, perhaps adapted."""
+    while scope.parent is not None and _is_projection(scope.module):
+        scope = scope.parent
+    return scope
+
+
+def _is_projection(module: nn.Module) -> bool:
+    if next(module.children(), None) is None:
+        return True
+    if not hasattr(module, "in_features"):
+        return False
+    parts = (m for m in module.modules() if m is not module)
+    return all(is_leaf(m) or next(m.children(), None) is None for m in parts)
+
+
+def _keep_inputs(linear: LinearCall) -> None:
+    """Keep what a sum of maps was applied to until the forward around ends: the maps make one projection."""
+    home = linear.home
+    if home is linear.scope and home.parent is not None:
+        home = home.parent
+    home.linears.append(linear)
+    for scope in {linear.scope, linear.home} - {home}:
+        home.linears += scope.linears
+        scope.linears = []

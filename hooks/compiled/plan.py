@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from entropy_monitor.hooks.calls import Role
-from entropy_monitor.hooks.lineage import Origin
+from entropy_monitor.hooks.lineage import Joined, Origin
 from entropy_monitor.hooks.linears import LinearMap
 from entropy_monitor.hooks.logits import Logits
 from entropy_monitor.hooks.products import Contraction
@@ -61,6 +61,8 @@ class Map:
         out_dim: which dimension of the output are features.
         parameters: names.
         module: name.
+        latent: origin of its input, frozen, where that is the bottleneck of a low-rank chain.
+        added: factors and maps whose outputs were added to its own.
     """
 
     weight: Slot | Strided
@@ -69,6 +71,8 @@ class Map:
     output: Slot | None
     parameters: tuple[str, ...]
     module: str
+    latent: Frozen | None = None
+    added: tuple[tuple[float, Map], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def freeze(value: Any, tensor: Callable[[Tensor], Any], linear: Callable[[Linear
     """
     if isinstance(value, Origin):
         try:
-            return Frozen(Origin, (("linear", linear(value.linear)), ("features", value.features)))
+            return _frozen_origin(value, tensor, linear)
         except OutOfReachError:
             return None
     if isinstance(value, Tensor):
@@ -163,6 +167,16 @@ def freeze(value: Any, tensor: Callable[[Tensor], Any], linear: Callable[[Linear
         found = {f.name: freeze(getattr(value, f.name), tensor, linear) for f in fields(value) if f.init}
         return Frozen(type(value), tuple(found.items()))
     return value
+
+
+def _frozen_origin(
+    value: Origin, tensor: Callable[[Tensor], Any], linear: Callable[[LinearMap], Any]
+) -> Frozen:
+    found = [("linear", linear(value.linear)), ("features", value.features), ("factor", value.factor)]
+    if isinstance(value, Joined):
+        parts = tuple((width, _frozen_origin(part, tensor, linear)) for width, part in value.parts)
+        found.append(("parts", parts))
+    return Frozen(type(value), tuple(found))
 
 
 @dataclass(frozen=True)
@@ -246,9 +260,12 @@ class Thaw:
             shape = x.shape[:-1] + weight.shape[:1]
         else:
             shape = self._tensor(value.output).shape if value.output is not None else weight.shape[:0]
-        return LinearMap(
+        found = LinearMap(
             weight, bias, x, shape, self._parameters(value.parameters), self._module(value.module)
         )
+        found.latent = self(value.latent)
+        found.added = self(value.added)
+        return found
 
     def _parameters(self, names: tuple[str, ...]) -> tuple[nn.Parameter, ...]:
         found = [self._parameter(name) for name in names]

@@ -121,7 +121,7 @@ class CompiledReader:
             plan.parameters,
         )
         try:
-            found = read(plan, thaw, self._settled)
+            found = read(plan, thaw, self._settled, self._modules[layer], layer)
         except UnreadError as error:
             self._sightings.rejected[layer] = str(error)
             return

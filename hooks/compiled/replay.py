@@ -6,16 +6,15 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from entropy_monitor.hooks.arrangement import Arrangement, choose
-from entropy_monitor.hooks.calls import Role, Seen
+from entropy_monitor.hooks.calls import Seen
 from entropy_monitor.hooks.compiled.plan import Plan, Thaw
 from entropy_monitor.hooks.lineage import Origin
 from entropy_monitor.hooks.linears import LinearMap
 from entropy_monitor.hooks.logits import Logits
-from entropy_monitor.hooks.ownership import projections_of
-from entropy_monitor.hooks.projections import Projection
+from entropy_monitor.hooks.ownership import Identified, identify
 from entropy_monitor.hooks.sources import source_named
 
 
@@ -76,13 +75,15 @@ class ReplayedSite:
         return self._thaw(answer)
 
 
-def read(plan: Plan, thaw: Thaw, settled: dict[Hashable, Any]) -> tuple[Seen, dict[Role, Projection]] | None:
-    """What a call attends with, and its projections."""
+def read(
+    plan: Plan, thaw: Thaw, settled: dict[Hashable, Any], owner: nn.Module, name: str
+) -> tuple[Seen, Identified] | None:
+    """What a call of an owner of a name attends with, and its projections."""
     site = ReplayedSite(plan, thaw, settled)
     with torch.no_grad():
         seen = source_named(plan.source).read(thaw(plan.args), thaw(plan.kwargs), site)
         if seen is None:
             return None
-        found = projections_of(seen, site)
-        found.update({role: thaw(whole) for role, whole in plan.later})
+        found = identify(seen, site, owner, name)
+        found.projections.update({role: thaw(whole) for role, whole in plan.later})
     return seen, found

@@ -15,6 +15,7 @@ from entropy_monitor.hooks.compiled.operator import READ, register
 from entropy_monitor.hooks.compiled.plan import (
     Anchor,
     Code,
+    Frozen,
     Map,
     OutOfReachError,
     Plan,
@@ -99,7 +100,18 @@ class _Arguments:
             output,
             self.parameters(linear.parameters),
             self._owners.module(linear.module),
+            self._latent(linear),
+            tuple((factor, self.linear(other)) for factor, other in linear.added),
         )
+
+    def _latent(self, linear: LinearMap) -> Frozen | None:
+        if linear.latent is None:
+            return None
+        latent = freeze(linear.latent, self.tensor, self.linear)
+        if latent is None:  # the last map of a chain alone would pass for the whole
+            raise OutOfReachError
+        found: Frozen = latent
+        return found
 
     def parameters(self, parameters: Sequence[nn.Parameter]) -> tuple[str, ...]:
         """The names of parameters, given as those of the model or as their fakes."""

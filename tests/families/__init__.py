@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.families import decoders, encoders, handmade, seq2seq
+from tests.families import decoders, encoders, handmade, latent, seq2seq
 from tests.families.family import FAMILIES, Call, Family
 from tests.families.reference import DenseCall, dense_calls
 
@@ -15,5 +15,6 @@ __all__ = [
     "dense_calls",
     "encoders",
     "handmade",
+    "latent",
     "seq2seq",
 ]
