@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint types wheel check clean
+.PHONY: demo test test-all docs lint types wheel check clean
 
 demo: $(READY)
 	$(BIN)/entropy-monitor demo
 
+# The quick slice of the test matrix, and everything that is not in the matrix.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-unexpected-skips -m "not full"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-unexpected-skips
+
+# Run the matrix and write docs/compatibility.md from its outcomes.
+docs: $(READY)
+	$(BIN)/python -m tests.matrix
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import operator
-import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
+from entropy_monitor.coverage import Coverage
+from entropy_monitor.describe import Description
 from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError
 from entropy_monitor.guard import Guard
-from entropy_monitor.hooks import Recorder, Sightings, Watcher, is_compiled, module_names
+from entropy_monitor.hooks import Recorder, Watcher, module_names
 from entropy_monitor.hooks.maps import MapChoice, WantedMaps, check_patterns
 from entropy_monitor.recording import head_columns, to_host
 from entropy_monitor.records import HEADS
+from entropy_monitor.undisturbed import run_eagerly, unchanged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,11 +39,15 @@ class Capture:
             dropout, of the layers and heads that were asked for.
     """
 
-    def __init__(self, recorder: Recorder, wanted: WantedMaps, guard: Guard, sightings: Sightings) -> None:
+    def __init__(self, recorder: Recorder, wanted: WantedMaps, guard: Guard, coverage: Coverage) -> None:
         self._recorder = recorder
         self._wanted = wanted
         self._guard = guard
-        self._sightings = sightings
+        self._coverage = coverage
+
+    def describe(self) -> Description:
+        """What was found: owners, sources, heads, masks, projections; what is not covered, and why."""
+        return self._coverage.describe()
 
     @property
     def heads(self) -> pd.DataFrame:
@@ -60,6 +66,10 @@ class Capture:
     def faults(self) -> dict[str, int]:
         """See the class."""
         return dict(self._guard.faults)
+
+    def nothing_found(self) -> AttentionNotFoundError:
+        """The error for a block in which nothing was read."""
+        return AttentionNotFoundError(self._coverage.why_nothing())
 
     @property
     def maps(self) -> dict[str, list[Tensor]]:
@@ -110,10 +120,14 @@ def capture(
     wanted = WantedMaps(maps, model)
     recorder = Recorder(count, want_map=lambda layer: wanted.of(layer, recorder.layers[layer].heads))
     watcher = Watcher(model, recorder, guard, owners=owners)
+    coverage = Coverage(model, recorder, watcher, guard)
+    seen = Capture(recorder, wanted, guard, coverage)
     watcher.arm()
+    coverage.begin()
     try:
-        yield Capture(recorder, wanted, guard, watcher.sightings)
+        yield seen
     finally:
+        coverage.end()
         watcher.disarm()
     wanted.check()
 
@@ -128,7 +142,8 @@ def measure(
     """Run one forward without gradients, in the model's present mode, and measure its attention.
 
     Buffers (batch norm's statistics), the modules' own attributes and the random state are put back
-    afterwards. A layer that cannot be read is logged and left out.
+    afterwards. A layer that cannot be read is logged and left out. Where modules of the model are compiled,
+    this forward runs as they were written: nothing is compiled for it. `capture` reads compiled code itself.
 
     Args:
         model: any module that contains attention.
@@ -142,98 +157,32 @@ def measure(
         `entropy_monitor.records.HEADS`: entropies in nats, NaN where a figure is not known.
 
     Raises:
-        ConfigurationError: if `rows` or `owners` is not usable.
+        ConfigurationError: if `rows` or `owners` is not usable, or model or inputs hold no values.
         AttentionNotFoundError: if the forward computed no attention that can be read.
     """
-    with capture(model, rows=rows, owners=owners) as seen, unchanged(model), torch.no_grad():
+    check_model(model)
+    check_values(model, args, kwargs)
+    watched = capture(model, rows=rows, owners=owners)
+    with run_eagerly(model), watched as seen, unchanged(model), torch.no_grad():
         model(*args, **kwargs)
     if seen._recorder.is_empty:
-        text = not_found(model, seen._sightings)
-        raise AttentionNotFoundError(
-            f"{text}\nReading failed ({seen.faults}); the log says why." if seen.faults else text
-        )
+        raise seen.nothing_found()
     return seen.heads
 
 
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward may move: buffers, modes, attributes of modules, every random state.
-
-    An attribute gets its old value back; what was changed inside that value stays changed.
-    """
-    kept = [_Kept(module) for module in model.modules()]
-    values = {b: b.detach().clone() for b in model.buffers() if not is_lazy(b)}
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the state that models draw from
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        for module in kept:
-            module.put_back()
-        for buffer, value in values.items():
-            if not torch.equal(buffer, value):  # a graph of the user's may hold those that did not change
-                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-                    buffer.copy_(value)
-
-
-class _Kept:
-    """A module's attributes, mode and buffers (which tensors, not their values)."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._training = module.training
-        self._buffers = None if isinstance(module, torch.jit.ScriptModule) else dict(module._buffers)
-        # Not of torch's own modules: wrappers (FSDP) are set up by their first forward, outside their
-        # attributes too, and so are lazy modules, whose very class changes.
-        fixed = isinstance(module, (torch.jit.ScriptModule, LazyModuleMixin))
-        fixed = fixed or type(module).__module__.startswith("torch.")
-        self._attributes = None if fixed else dict(vars(module))
-
-    def put_back(self) -> None:
-        if self._attributes is not None:
-            now = vars(self._module)
-            for name in now.keys() - self._attributes.keys():
-                del now[name]
-            now.update(self._attributes)
-        if self._buffers is not None:  # in their own dict, which others may hold
-            self._module._buffers.clear()
-            self._module._buffers.update(self._buffers)
-        if self._module.training != self._training:
-            self._module.training = self._training
-
-
-def not_found(model: nn.Module, sightings: Sightings) -> str:
-    """Why no attention was found, and how to name it by hand."""
-    kind = type(model).__name__
-    compiled = [name for module, name in module_names(model).items() if is_compiled(module)]
-    if compiled:
-        reason = (
-            f"{', '.join(compiled[:5])} is compiled, and attention inside torch.compile cannot be read; "
-            "give the original module"
-        )
-    elif sightings.forwards == 0:
-        reason = (
-            "no forward of this model ran (if torch.compile made another module of it: that one's attention "
-            "cannot be read)"
-        )
-    elif sightings.skipped and sum(sightings.skipped.values()) == sightings.forwards:
-        parts = ", ".join(f"{count} {why}" for why, count in sightings.skipped.items())
-        reason = f"its forwards were left out: {parts} (training forwards have gradients and train mode)"
-    else:
-        reason = (
-            "looked for F.scaled_dot_product_attention, nn.MultiheadAttention and its functional form, and "
-            "softmax over a product of two activations (matmul, bmm, baddbmm, einsum)"
-        )
-    text = f"No attention was found in {kind}: {reason}."
-    for layer, why in list(sightings.rejected.items())[:5]:
-        text += f"\n  {layer}: {why}"
-    return text + (
-        "\nIf one of its modules computes attention in another way, name it: owners=['blocks.*.attn'] makes "
-        "every softmax inside the modules of that name count."
-    )
+def check_values(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise where a model or its inputs have shapes and no values."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    tensors = [(f"its parameter {name}", t) for name, t in named if not is_lazy(t)]
+    tensors += [("an input", leaf) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+    for what, tensor in tensors:
+        if tensor.is_meta or isinstance(tensor, FakeTensor):
+            kind = "on the meta device" if tensor.is_meta else "a fake tensor (FakeTensorMode)"
+            raise ConfigurationError(
+                f"{type(model).__name__} cannot be measured: {what} is {kind}, which has a shape and no "
+                "values. Put the model and its inputs on a real device first: model.to_empty(device='cpu'), "
+                "then weights"
+            )
 
 
 def check_model(model: object) -> None:

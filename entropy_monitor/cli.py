@@ -1,8 +1,9 @@
-"""The command line: `entropy-monitor demo | report | check | export`."""
+"""The command line: `entropy-monitor demo | report | check | export | doctor`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; those of the process by default.
 
     Returns:
-        The exit status: 0 all is well, 1 `check` found alerts, 2 the command could not do its work.
+        The exit status: 0 all is well, 1 `check` found alerts or `doctor` something that is not covered,
+        2 the command could not do its work.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -66,6 +68,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--out", type=Path, help="folder to write to (default RUN/parquet)")
     export.add_argument("--force", action="store_true", help="replace files that exist")
     export.set_defaults(run=_export)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what would be measured of a model, what not, and whether watching changes anything",
+    )
+    doctor.add_argument("target", metavar="MODULE:FUNCTION", help="a function that returns (model, inputs)")
+    doctor.add_argument("--train", action="store_true", help="run a backward pass too, in train mode")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -126,6 +137,14 @@ def _export(options: argparse.Namespace) -> int:
 
     print(export(options.path, options.out, overwrite=options.force))
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from entropy_monitor.doctor import examine
+
+    found = examine(options.target, train=options.train)
+    print(json.dumps(found.to_dict(), indent=1) if options.json else found)
+    return 0 if found.is_well else 1
 
 
 if __name__ == "__main__":

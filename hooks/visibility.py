@@ -49,8 +49,14 @@ class Visibility:
 
 
 @torch.no_grad()
-def sample(call: AttentionCall) -> Visibility:
-    """What some rows of a call's first head see; nothing here waits for the device."""
+def sample(call: AttentionCall) -> Visibility | None:
+    """What some rows of a call's first head see; nothing here waits for the device.
+
+    None for tensors that are spread over processes (DTensor): to index them is a collective.
+    """
+    i = call.inputs
+    if any(hasattr(t, "device_mesh") for t in (call.rows, *(() if i is None else (i.k, i.mask)))):
+        return None
     b, _, t = call.shape
     n = min(b, _SEQUENCES)
     count = min(t, _ROWS)

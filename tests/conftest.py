@@ -10,6 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.matrix.plugin import (  # noqa: F401  hooks of pytest
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_collectreport,
+    pytest_configure,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
+
 DEMO_STEPS = 120
 
 

@@ -12,7 +12,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "entropy_monitor"
-HEAVY = ("wandb", "tensorboard", "matplotlib", "transformers", "jinja2", "sklearn", "IPython")
+HEAVY = (
+    "wandb",
+    "tensorboard",
+    "matplotlib",
+    "transformers",
+    "lightning",
+    "accelerate",
+    "jinja2",
+    "sklearn",
+    "IPython",
+)
 
 # What each room may import of ours, beside itself.
 RULES = {
@@ -32,6 +42,7 @@ RULES = {
     "scalars": {"records", "errors"},
     "run": {"store", "frames", "figures", "errors"},
     "frames": {"records", "errors"},
+    "describe": set[str](),
 }
 # The monitor and what it is made of: given its sinks, it knows no dashboard and no figure.
 MONITOR = {
@@ -44,8 +55,10 @@ MONITOR = {
     "scalars",
     "capture",
     "recording",
+    "coverage",
+    "undisturbed",
 }
-FORBIDDEN_TO_MONITOR = {"dashboards", "figures", "run", "cli", "demo"}
+FORBIDDEN_TO_MONITOR = {"dashboards", "figures", "run", "cli", "demo", "doctor", "callbacks"}
 
 
 def room_of(path: Path) -> str:
@@ -130,7 +143,16 @@ def loaded_by(statement: str) -> set[str]:
     return set(HEAVY) & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("name", ["entropy_monitor", "entropy_monitor.dashboards", "entropy_monitor.hooks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "entropy_monitor",
+        "entropy_monitor.dashboards",
+        "entropy_monitor.hooks",
+        "entropy_monitor.callbacks",
+        "entropy_monitor.doctor",
+    ],
+)
 def test_the_import_is_light(name: str) -> None:
     assert loaded_by(f"import {name}") == set()
 

@@ -14,9 +14,10 @@ def test_every_package_is_listed_for_the_wheel() -> None:
     listed = set(config["options"]["packages"].split())
     homes = {"entropy_monitor": ROOT / "entropy_monitor"}
     homes |= {f"entropy_monitor.{name}": ROOT / name for name in ("hooks", "dashboards")}
-    found = set(homes)
-    for init in (ROOT / "entropy_monitor").rglob("__init__.py"):
-        found.add(".".join(init.parent.relative_to(ROOT).parts))
+    found = set[str]()
+    for package, home in homes.items():  # links are not followed
+        for init in home.rglob("__init__.py"):
+            found.add(".".join((package, *init.parent.relative_to(home).parts)))
     assert listed == found
 
 

@@ -21,7 +21,7 @@ from entropy_monitor.records import Alert, Sink
 from entropy_monitor.scalars import Number
 
 try:
-    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate import Accelerator
 except ImportError as error:
     raise MissingExtraError("accelerate", "accelerate", "attach") from error
 

@@ -151,11 +151,6 @@ class GraphObserver(Observer):
         for module in modules[same:]:
             self.enter(module)
 
-    def reject(self, why: str) -> None:
-        """Note why attention of the innermost module is not read."""
-        if self.scopes:
-            self._sightings.rejected[self._names[self.scopes[-1].module]] = why
-
     def leave(self) -> None:
         """The innermost forward ends; its tensors are kept until the whole graph was read."""
         self.scopes.pop()

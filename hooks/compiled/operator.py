@@ -12,7 +12,7 @@ from entropy_monitor.hooks.compiled.plan import Plan
 
 Read = Callable[[Plan, Sequence[Tensor | None], Sequence[int]], None]
 
-_UNDEFINED = torch._C.DispatchKey.Undefined
+_AUTOGRAD = ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView")
 _plans: dict[int, Plan] = {}
 _readers: dict[int, Read] = {}  # of the armed watchers
 
@@ -29,9 +29,11 @@ def _run(plan: int, tensors: list[Tensor | None], sizes: list[int]) -> None:
     known = _plans.get(plan)
     if known is None:
         return
-    # As outside of an operator, where autograd and vmap are to be had.
-    include, nothing = torch._C._dispatch_tls_local_include_set(), torch._C.DispatchKeySet(_UNDEFINED)
-    with torch._C._ForceDispatchKeyGuard(include, nothing), torch.no_grad():
+    # As outside of an operator, where there is autograd, which vmap asks for.
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for name in _AUTOGRAD:
+        exclude = exclude.remove(getattr(torch._C.DispatchKey, name))
+    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.no_grad():
         for read in list(_readers.values()):
             read(known, tensors, sizes)
 

@@ -50,6 +50,14 @@ class Strided:
 
 
 @dataclass(frozen=True)
+class Unfolded:
+    """A weight of three dimensions as `[out, in]`: permuted, the first two made one."""
+
+    whole: Slot | Strided
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Map:
     """A `LinearMap`: its tensors, and the names of its parameters and its module.
 
@@ -65,7 +73,7 @@ class Map:
         added: factors and maps whose outputs were added to its own.
     """
 
-    weight: Slot | Strided
+    weight: Slot | Strided | Unfolded
     bias: Slot | Strided | None
     input: Slot | None
     output: Slot | None
@@ -243,7 +251,9 @@ class Thaw:
             return {name: self(item) for name, item in value.items()}
         return value
 
-    def _tensor(self, place: Slot | Strided) -> Tensor:
+    def _tensor(self, place: Slot | Strided | Unfolded) -> Tensor:
+        if isinstance(place, Unfolded):
+            return self._tensor(place.whole).permute(place.order).flatten(0, -2)
         slot = place.whole if isinstance(place, Strided) else place
         tensor = self._tensors[slot.index]
         if tensor is None:

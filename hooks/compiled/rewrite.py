@@ -22,6 +22,7 @@ from entropy_monitor.hooks.compiled.plan import (
     Size,
     Slot,
     Strided,
+    Unfolded,
     Whole,
     freeze,
 )
@@ -93,8 +94,13 @@ class _Arguments:
             x = None
             node = self._reach.shaped(linear.shape)
             output = None if node is None else self.slot(node)
+        weight: Slot | Strided | Unfolded
+        if linear.unfolded is None:
+            weight = self.tensor(linear.weight)
+        else:
+            weight = Unfolded(self.tensor(linear.unfolded[0]), linear.unfolded[1])
         return Map(
-            self.tensor(linear.weight),
+            weight,
             None if linear.bias is None else self.tensor(linear.bias),
             x,
             output,

@@ -331,6 +331,7 @@ def test_a_flattened_parameter_is_not_read() -> None:
     sharded.grad = None
     sharded.grad = torch.ones(WIDTH * 2)
     optimizer.step()
-    row = watched.figures()["blocks.0"]
-    assert math.isnan(row["update_sigma"])
-    assert row["grad_linf"] < 1
+    rows = watched.figures()
+    # The norms of the layer's other weights are not the layer's.
+    assert all(math.isnan(figure) for figure in rows["blocks.0"].values())
+    assert not math.isnan(rows["blocks.1"]["grad_linf"])

@@ -104,9 +104,7 @@ def weights_dense(m: Weights, x: Tensor) -> list[Dense]:
     wk = heads_of(m.wk.T, H)
     if m.kind == "adapter":
         both = double(m.wq) + double(m.b.weight) @ double(m.a.weight)
-        d = plain("Weights", x, heads_of(both, H), wk)
-        d.w_q = d.x_q = None
-        return [d]
+        return [plain("Weights", x, heads_of(both, H), wk)]
     if m.kind == "parametrized":
         original = m.q.parametrizations.weight.original
         return [plain("Weights", x, heads_of(2 * original, H), wk, b_q=m.q.bias)]
