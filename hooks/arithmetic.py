@@ -13,6 +13,7 @@ FRESH = frozenset(
 )
 MIXING = frozenset(
     {"conv1d", "conv2d", "conv3d", "bilinear", "cumsum", "fft", "rfft", "tensordot", "inner", "matmul", "bmm"}
+    | {"all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor", "all_to_all_single"}
 )
 TIMES = frozenset({"mul", "multiply", "__mul__", "__rmul__"})
 OVER = frozenset({"div", "divide", "true_divide", "__truediv__"})

@@ -88,6 +88,17 @@ class Seen:
     weights: Tensor | None = None
     attention: str = "softmax"
 
+    @property
+    def heads(self) -> int:
+        """Query heads that are here."""
+        rows = self.inputs.q if self.inputs is not None else self.logits
+        return 0 if rows is None else rows.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Query features of all heads that are here; 0 where they are not known."""
+        return 0 if self.inputs is None else self.inputs.q.shape[1] * self.inputs.q.shape[-1]
+
 
 @dataclass(frozen=True)
 class AttentionCall:
@@ -108,6 +119,10 @@ class AttentionCall:
             by their sums.
         weights: `[B, H, T, S]`, for attention without a softmax.
         reasons: role to why its projection is not known.
+        first_head: number of its first query head among those of all processes.
+        ranks: the processes that work on the same sequences, each with its part of some weights or
+            with copies of the others'; empty where this one works on its own.
+        sharded: whether this process holds only a part of some weight near it.
     """
 
     layer: str
@@ -121,6 +136,9 @@ class AttentionCall:
     attention: str = "softmax"
     weights: Tensor | None = None
     reasons: Mapping[Role, str] = field(default_factory=dict)
+    first_head: int = 0
+    ranks: tuple[int, ...] = ()
+    sharded: bool = False
 
     @property
     def rows(self) -> Tensor:

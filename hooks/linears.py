@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from entropy_monitor.hooks.features import Features
 from entropy_monitor.hooks.products import Contraction, contraction_of, is_weight
 from entropy_monitor.hooks.projections import Layout, Projection, parameters_of
+from entropy_monitor.hooks.sharding import shard_of, splits_inputs
 from entropy_monitor.hooks.storage import storage_of, version_of
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class LinearMap:
 
     Attributes:
         latent: where its input comes from, if that is the bottleneck of a low-rank chain: W_b of W_b W_a.
+        unfolded: what `weight` is a permuted and flattened copy of, and in which order of dimensions.
         added: factors and other maps of its input (low-rank adapters) whose outputs were added to its own.
+        shard: which part of the whole weight this is; None where the process holds all of it.
     """
 
     def __init__(
@@ -60,14 +63,36 @@ class LinearMap:
         self.shape = shape
         self.parameters = parameters
         self.module = module
+        self.unfolded: tuple[Tensor, tuple[int, ...]] | None = None
         self.latent: Origin | None = None
         self.added: tuple[tuple[float, LinearMap], ...] = ()
+        self.shard = shard_of(weight)
         self._input = input
 
     @property
     def features(self) -> int:
         """How many output features it has."""
         return self.weight.shape[0]
+
+    @property
+    def all_features(self) -> int:
+        """How many output features it has on all processes together."""
+        if self.shard is None or splits_inputs(self.weight, self.shard):
+            return self.features
+        return math.prod(self.shard.shape) // self.weight.shape[1]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether this process holds only a part of its weight, or of that of a map it is made with."""
+        shards = [shard_of(weight) for weight in self.weights()]
+        return any(shard is not None and shard.dims for shard in shards)
+
+    def weights(self) -> tuple[Tensor, ...]:
+        """Its weight, those of maps that were added to it, and of those that made its input in a chain."""
+        others = [other for _, other in self.added]
+        if self.latent is not None:
+            others.append(self.latent.linear)
+        return (self.weight, *(w for other in others for w in other.weights()))
 
     @property
     def input(self) -> Tensor | None:
@@ -87,7 +112,13 @@ class LinearMap:
         """The map as one head that takes all output features."""
         out = self.features
         return Projection(
-            self.weight, self.bias, Layout(1, out, 0, out), None, None, parameters=self.parameters
+            self.weight,
+            self.bias,
+            Layout(1, out, 0, out),
+            None,
+            None,
+            parameters=self.parameters,
+            shard=self.shard,
         )
 
 
@@ -173,7 +204,7 @@ def linear_call(
         bias, x, weight = args[0], args[1], args[2].transpose(-1, -2)
     else:
         return None
-    if weight.dim() != 2:
+    if weight.dim() != 2 or output.shape[-1:] != weight.shape[:1]:  # the latter where a DTensor was gathered
         return None
     return LinearCall(weight, bias, x, output, scope, module), None
 
@@ -194,6 +225,7 @@ def _from_contraction(
     sizes = permuted.shape[:-1]
     in_order = c.out.endswith("".join(own)) and output.is_contiguous()
     call = LinearCall(weight, None, c.left_rows, output, scope, module, 1 if in_order else 0)
+    call.unfolded = (c.right, tuple(order)) if len(own) == 2 else None
     if in_order:
         return call, None
     dims = tuple(reversed([(n, math.prod(sizes[i + 1 :])) for i, n in enumerate(sizes)]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import nn
 
 # What wrappers put between the user's names: DistributedDataParallel, torch.compile, checkpoint wrappers.
@@ -32,4 +35,12 @@ def module_names(model: nn.Module) -> dict[nn.Module, str]:
 
 def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
     """Clean parameter name to shape: what makes two models the same to a run directory."""
-    return {clean_name(name): list(p.shape) for name, p in model.named_parameters()}
+    whole = dict(_unflattened(model))
+    return {clean_name(name): list(whole.get(p, p.shape)) for name, p in model.named_parameters()}
+
+
+def _unflattened(model: nn.Module) -> Iterator[tuple[nn.Parameter, torch.Size]]:
+    """Parameters of which FSDP1 leaves a process a flat part, another one on each, with their shapes."""
+    for module in model.modules():
+        flat = getattr(module, "_flat_param", None)
+        yield from zip(getattr(flat, "_params", None) or (), getattr(flat, "_shapes", ()), strict=False)

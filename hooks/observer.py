@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks.calls import AttentionCall, Role, Seen
 from entropy_monitor.hooks.linears import LinearCall
-from entropy_monitor.hooks.ownership import Identified, identify, owner_of, whole_projection
+from entropy_monitor.hooks.ownership import Identified, first_head, identify, owner_of, whole_projection
 from entropy_monitor.hooks.projections import Projection
-from entropy_monitor.hooks.scope import Scope, declared_heads
+from entropy_monitor.hooks.scope import NEAR, Scope, declared_heads
 from entropy_monitor.hooks.site import EagerSite, Site
 from entropy_monitor.hooks.sources import ATTENTION, Source, normalised, source_of
 from entropy_monitor.hooks.sources.normalised import Activations
@@ -36,11 +36,19 @@ class Receiver(Protocol):
 
 @dataclass
 class Sightings:
-    """What was seen and not measured: for the error that a model without attention gets."""
+    """What was seen beside figures: for `describe`, and for the error that a model without attention gets.
+
+    Attributes:
+        forwards: how many ran.
+        skipped: how many were left out, by reason.
+        rejected: why a layer's attention is not read, by layer.
+        compiled: layers whose attention was read inside compiled code.
+    """
 
     forwards: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     rejected: dict[str, str] = field(default_factory=dict)
+    compiled: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -82,6 +90,8 @@ class Observer:
         self._activations = Activations(self._trace)
         self._calls: Counter[str] = Counter()
         self._awaited: _Awaited | None = None
+        self._sharded: list[LinearCall] = []
+        self._ranks: set[int] = set()
 
     def enter(self, module: nn.Module) -> None:
         """A module's forward begins."""
@@ -91,6 +101,11 @@ class Observer:
         """The innermost forward ends."""
         if self.scopes:
             self.scopes.pop().close()
+
+    def reject(self, why: str) -> None:
+        """Note why attention of the innermost module is not read."""
+        if self.scopes:
+            self._sightings.rejected[self._names[self.scopes[-1].module]] = why
 
     @torch.no_grad()
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -103,7 +118,7 @@ class Observer:
         try:
             seen = source.read(args, kwargs, site)
         except UnreadError as error:
-            self._sightings.rejected[self._names[self.scopes[-1].module]] = str(error)
+            self.reject(str(error))
             return
         if seen is not None:
             self._found(source, args, seen, site)
@@ -120,8 +135,22 @@ class Observer:
         owner = owner_of(seen, self.scopes)
         layer = self._names[owner]
         found = identify(seen, site, owner, layer)
+        split = self._take_sharded()
+        found.sharded, found.ranks = bool(split), tuple(sorted(self._ranks))
+        try:
+            found.first_head = first_head(seen, found.projections.get("query"), split)
+        except UnreadError as error:
+            self._sightings.rejected[layer] = str(error)
+            return
         tell(self._receiver, self._guard, layer, self.count(layer), seen, found)
         self._await_output(layer, seen)
+
+    def _take_sharded(self) -> list[LinearCall]:
+        """The maps near the attention that is read now of whose weights a process holds a part."""
+        near = self.scopes[-NEAR:]
+        found = [linear for linear in self._sharded if linear.scope.running(self.scopes) in near]
+        self._sharded.clear()
+        return found
 
     def count(self, layer: str) -> int:
         """Which call of a layer in this forward comes now, from 0."""
@@ -149,6 +178,9 @@ class Observer:
                 self._read(normalised, attended, {})
             event = self._trace.ran(func, args, kwargs, result, self.scopes[-1], module)
             if isinstance(event, LinearCall):
+                if event.shard is not None and event.shard.dims:
+                    self._sharded.append(event)
+                    self._ranks.update(event.shard.ranks)
                 self._maybe_output(event)
             elif event is not None:
                 self._note_values(event)
@@ -158,8 +190,9 @@ class Observer:
         if self._awaited is not None and self._awaited.layer == event.layer:
             self._awaited.elements = event.size
         origin = self._trace.lineage.origin_of(event.values)
-        if origin is not None:
-            self._tell_later(event.layer, "value", whole_projection(origin))
+        value = None if origin is None else whole_projection(origin)
+        if value is not None:
+            self._tell_later(event.layer, "value", value)
 
     def _maybe_output(self, linear: LinearCall) -> None:
         """The first linear map of an attention's output is its W_O."""
@@ -174,9 +207,7 @@ class Observer:
         self._guard.run(f"reading {layer}", self._receiver.projection, layer, role, projection)
 
 
-def tell(
-    receiver: Receiver, guard: Guard, layer: str, call: int, seen: Seen, identified: Identified
-) -> None:
+def tell(receiver: Receiver, guard: Guard, layer: str, call: int, seen: Seen, identified: Identified) -> None:
     """Tell a receiver of a call; a layer that cannot be measured must not take the others with it.
 
     Args:
@@ -200,6 +231,9 @@ def tell(
         seen.attention,
         seen.weights,
         identified.reasons,
+        identified.first_head,
+        identified.ranks,
+        identified.sharded,
     )
     guard.run(part, receiver.attention, attention)
     if identified.fault is not None:

@@ -12,12 +12,14 @@ from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.hooks.calls import Role, Seen
 from entropy_monitor.hooks.latent import composed, own_parameters, through
 from entropy_monitor.hooks.lineage import Joined, Origin
-from entropy_monitor.hooks.linears import LinearCall
+from entropy_monitor.hooks.linears import LinearCall, LinearMap
 from entropy_monitor.hooks.projections import Projection
-from entropy_monitor.hooks.provenance import given_projection, projection_of
+from entropy_monitor.hooks.provenance import check_here, given_projection, projection_of
 from entropy_monitor.hooks.registry import Projections, registered_projections
 from entropy_monitor.hooks.scope import Scope
+from entropy_monitor.hooks.sharding import first_of
 from entropy_monitor.hooks.site import EagerSite, Site
+from entropy_monitor.hooks.unread import UnreadError
 from entropy_monitor.hooks.verdicts import NoProjectionError, Verdicts
 
 _READ: dict[Role, str] = {"query": "queries", "key": "keys"}
@@ -32,11 +34,17 @@ class Identified:
         projections: by role.
         reasons: why there is none, for queries and keys.
         fault: what is wrong with what the user registered.
+        first_head: see `AttentionCall`.
+        ranks: see `AttentionCall`.
+        sharded: see `AttentionCall`.
     """
 
     projections: dict[Role, Projection] = field(default_factory=dict)
     reasons: dict[Role, str] = field(default_factory=dict)
     fault: ConfigurationError | None = None
+    first_head: int = 0
+    ranks: tuple[int, ...] = ()
+    sharded: bool = False
 
 
 def owner_of(seen: Seen, scopes: Sequence[Scope]) -> nn.Module:
@@ -76,8 +84,38 @@ def identify(seen: Seen, site: Site, owner: nn.Module | None = None, name: str =
             found.projections.pop(role, None)
             found.reasons[role] = str(error).format(_READ[role])
     if seen.value is not None and (origin := site.origin_of(seen.value)) is not None:
-        found.projections["value"] = whole_projection(origin, latent=not one_input)
+        value = whole_projection(origin, latent=not one_input)
+        if value is not None:
+            found.projections["value"] = value
     return found
+
+
+def first_head(seen: Seen, query: Projection | None, linears: Sequence[LinearMap]) -> int:
+    """Number of a call's first query head among those of all processes.
+
+    Args:
+        seen: the call.
+        query: where its queries come from, if that is known.
+        linears: linear maps with sharded weights, one of which may have made the queries.
+
+    Raises:
+        UnreadError: heads are split over processes, and which ones are here cannot be told.
+    """
+    if query is not None and query.layout.heads == seen.heads:
+        weight, shard = query.weight, query.shard
+    else:
+        source = next((x for x in linears if seen.width in (x.features, x.all_features)), None)
+        if source is None and linears:
+            raise UnreadError(
+                "weights are split over processes, and no query projection tells which of the heads are here"
+            )
+        if source is None or source.features != seen.width:  # all are here
+            return 0
+        weight, shard = source.weight, source.shard
+    first = 0 if shard is None else first_of(seen.heads, weight, shard)
+    if first is None:
+        raise UnreadError("weights are split over processes in the middle of a head")
+    return first
 
 
 def _find(
@@ -112,16 +150,28 @@ def projections_of(seen: Seen, site: Site) -> dict[Role, Projection]:
     return identify(seen, site).projections
 
 
-def whole_projection(origin: Origin, *, latent: bool = True) -> Projection:
-    """The weights behind a tensor, all heads together.
+def whole_projection(origin: Origin, *, latent: bool = True) -> Projection | None:
+    """The weights behind a tensor, all heads together; None where this process does not have them.
 
     Args:
         origin: of the tensor.
         latent: whether a chain of maps counts as one.
     """
     linear = origin.linear
+    try:
+        check_here(linear)
+    except NoProjectionError:
+        return None
     weight, bias = composed(linear)
-    found = Projection(weight, bias, origin.features.whole(), None, None, parameters=own_parameters(linear))
+    found = Projection(
+        weight,
+        bias,
+        origin.features.whole(),
+        None,
+        None,
+        parameters=own_parameters(linear),
+        shard=linear.shard,
+    )
     return through(found, linear) if latent else found
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from entropy_monitor.hooks.sharding import Shard
+from entropy_monitor.hooks.storage import storage_of
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -81,6 +84,7 @@ class Projection:
             embeddings, norms or the like came between.
         parameters: the parameters behind `weight`.
         certain: NaN where repeated key heads turn out not to be equal; None where there is no doubt.
+        shard: which part of the whole weight this is; None for a plain tensor.
     """
 
     weight: Tensor
@@ -91,6 +95,12 @@ class Projection:
     factor: Tensor | float = 1.0
     parameters: tuple[nn.Parameter, ...] = ()
     certain: Tensor | None = None
+    shard: Shard | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this process holds all heads."""
+        return self.shard is None or not self.shard.dims
 
     def head_weights(self) -> Tensor:
         """W of each head as `[H, d_model, d_head]`, float32; NaN where it is not certain."""
@@ -130,7 +140,8 @@ class Projection:
         if len(self.parameters) != 1:
             return None
         (parameter,) = self.parameters
-        is_view = self.weight is parameter or self.weight._base is parameter
+        memory = storage_of(self.weight)
+        is_view = self.weight is parameter or (memory is not None and memory == storage_of(parameter))
         same_form = parameter.shape == self.weight.shape and parameter.stride() == self.weight.stride()
         return WeightPart(parameter, self.place) if is_view or same_form else None
 

@@ -29,7 +29,8 @@ from entropy_monitor.hooks.samples import (
     sampled,
     tolerance_of,
 )
-from entropy_monitor.hooks.storage import storage_of, version_of
+from entropy_monitor.hooks.sharding import is_sharded, splits_inputs
+from entropy_monitor.hooks.storage import is_freed, storage_of, version_of
 from entropy_monitor.hooks.verdicts import NoProjectionError, Verdicts
 
 NO_HEADS = "{} heads of {} features do not lie in {} features of a linear map's output in a way that is known"
@@ -38,6 +39,10 @@ LATENT = "what enters the second map of a low-rank chain is not what the first o
 INPUTS = "{} are a sum of two linear maps of different inputs, such as an adapter's under dropout"
 UNKNOWN_INPUTS = "{} are a sum of two linear maps whose inputs are not known any more"
 REGISTERED = "{} are not what the registered projection gives, up to rotary embeddings and norms"
+FREED = "the weights behind {} were freed before attention ran, as FSDP does where a linear layer is a unit"
+SPLIT_INPUTS = "the weights behind {} are split over processes along their inputs"
+SPLIT_SUM = "{} are made by several weights, some of them split over processes"
+REGISTERED_SPLIT = "the weights that were registered for {} are split over processes or freed"
 PARTS = "{} are put together from parts that do not all come from linear maps of one input"
 
 
@@ -62,6 +67,7 @@ def projection_of(
     """
     if isinstance(origin, Joined):
         return _projection_of_parts(tensor, origin, verdicts)
+    check_here(origin.linear)
     found = _last_of_chain(tensor, origin, root, verdicts)
     if not latent or origin.linear.latent is None:
         return found
@@ -76,7 +82,15 @@ def _last_of_chain(tensor: Tensor, origin: Origin, root: LinearMap | None, verdi
     if layout is None:
         raise NoProjectionError(NO_HEADS.format(heads, d, origin.features.count))
     _check_sum(linear, verdicts)
-    found = Projection(*composed(linear), layout, linear.input, None, math.nan, own_parameters(linear))
+    found = Projection(
+        *composed(linear),
+        layout,
+        linear.input,
+        None,
+        math.nan,
+        own_parameters(linear),
+        shard=linear.shard,
+    )
     if layout.heads != heads:
         if linear.shape.numel() // linear.features == b * heads * t and layout.heads == 1:
             return replace(found, layout=replace(layout, heads=heads, head_stride=0))  # one for every head
@@ -111,7 +125,23 @@ def _projection_of_parts(tensor: Tensor, joined: Joined, verdicts: Verdicts) -> 
     ]
     if len({p.weight.shape[1] for p in found}) != 1 or any(heads % p.layout.heads for p in found):
         raise NoProjectionError(PARTS)
+    if not all(p.is_whole for p in found):
+        raise NoProjectionError(SPLIT_SUM)
     return side_by_side(found, heads, joined.widths)
+
+
+def check_here(linear: LinearMap) -> None:
+    """Raise where this process does not have what a map's heads are made with.
+
+    Raises:
+        NoProjectionError: with why.
+    """
+    if any(is_freed(weight) for weight in linear.weights()):
+        raise NoProjectionError(FREED)
+    if linear.shard is not None and splits_inputs(linear.weight, linear.shard):
+        raise NoProjectionError(SPLIT_INPUTS)
+    if linear.is_split and (linear.added or linear.latent is not None):
+        raise NoProjectionError(SPLIT_SUM)
 
 
 def _check_sum(linear: LinearMap, verdicts: Verdicts) -> None:
@@ -173,6 +203,8 @@ def given_projection(
     Raises:
         NoProjectionError: if it does not fit the tensor, or does not make it.
     """
+    if is_sharded(weight) or is_freed(weight):
+        raise NoProjectionError(REGISTERED_SPLIT)
     heads, width, d = weight.shape
     b, h, t, size = tensor.shape
     if size != d or h % heads:

@@ -88,6 +88,7 @@ class CallReading:
         self.call = call.call
         self.attention = call.attention
         self.heads = call.shape[1]
+        self.first_head = call.first_head
         self._sigmas = head_sigmas(call)
         self._weights = _weight_versions(call)
         self._sums: Tensor | None = None

@@ -30,6 +30,7 @@ class HeadIndex:
     call: int
     heads: int
     attention: str
+    first_head: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Harvest:
         figures: `[len(FIGURES), Σ heads]`, float32, on the device of the model.
         layers: qualified name and layer index of each row of `sigmas`.
         sigmas: `[layers, 4]`: spectral norms of the whole W_Q, W_K, W_V, W_O.
-        maps: pooled attention map of every head of the first sequence, by (layer, call).
+        maps: pooled attention map of every head that is here, of the first sequence, by (layer, call).
     """
 
     step: int
@@ -51,6 +52,20 @@ class Harvest:
     layers: tuple[tuple[str, int], ...]
     sigmas: Tensor
     maps: dict[tuple[str, int], Tensor]
+
+    def map_of(self, layer: str, call: int, head: int) -> Tensor | None:
+        """The pooled map of one head, by its number among all; None where none was kept.
+
+        Raises:
+            IndexError: the head is not among those that are here.
+        """
+        maps = self.maps.get((layer, call))
+        first = next((i.first_head for i in self.index if (i.layer, i.call) == (layer, call)), 0)
+        if maps is None:
+            return None
+        if not 0 <= head - first < len(maps):
+            raise IndexError(f"{layer} has heads {first}…{first + len(maps) - 1} here, not {head}")
+        return maps[head - first]
 
 
 @dataclass
@@ -69,6 +84,8 @@ class LayerParts:
         projections: role to how it was identified.
         reasons: role to why its projection is not known.
         weights: the parameter behind each projection, and which part of it.
+        ranks: see `AttentionCall`.
+        sharded: whether it has weights of which a process holds only a part, or that are copies of others'.
     """
 
     index: int
@@ -82,6 +99,8 @@ class LayerParts:
     projections: dict[Role, str] = field(default_factory=dict)
     reasons: dict[Role, str] = field(default_factory=dict)
     weights: dict[Role, WeightPart] = field(default_factory=dict)
+    ranks: tuple[int, ...] = ()
+    sharded: bool = False
 
     @classmethod
     def of(cls, index: int, call: AttentionCall) -> LayerParts:
@@ -151,17 +170,19 @@ class Recorder:
         with self._lock:
             if (layer, role) in self._sigmas or layer in self.rejected:
                 return
-            self._sigmas[layer, role] = measures.largest_singular_value(projection.matrix())
             parts = self.layers[layer]
             parts.projections[role] = projection.describe()
             parts.reasons.pop(role, None)
-            if (part := projection.part_of_parameter()) is not None:
+            parts.sharded |= projection.shard is not None
+            if projection.is_whole:
+                self._sigmas[layer, role] = measures.largest_singular_value(projection.matrix())
+            if projection.shard is None and (part := projection.part_of_parameter()) is not None:
                 parts.weights[role] = part
 
     def harvest(self) -> Harvest:
         """What was read since `begin`. Valid until the next `begin`."""
         index = tuple(
-            HeadIndex(r.layer, self.layers[r.layer].index, r.call, r.heads, r.attention)
+            HeadIndex(r.layer, self.layers[r.layer].index, r.call, r.heads, r.attention, r.first_head)
             for r in self._readings.values()
         )
         figures = [reading.figures() for reading in self._readings.values()]
@@ -186,6 +207,8 @@ class Recorder:
         is_new = parts is None
         if parts is None:
             parts = self.layers[call.layer] = LayerParts.of(len(self.layers), call)
+        parts.ranks = call.ranks or parts.ranks
+        parts.sharded |= call.sharded
         known = parts.projections
         parts.reasons.update({role: why for role, why in call.reasons.items() if role not in known})
         if call.query is not None:

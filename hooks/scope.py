@@ -32,7 +32,7 @@ _HEAD_ATTRIBUTES = (
     "n_attn_heads",
     "h",
 )
-_NEAR = 2  # the module that called attention, and the one around it
+NEAR = 2  # the module that called attention, and the one around it
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -79,7 +79,7 @@ class Scope:
 
 def declared_heads(scopes: Sequence[Scope]) -> int | None:
     """How many heads the running modules say they have, by the attribute names in common use."""
-    for scope in reversed(scopes[-_NEAR:]):
+    for scope in reversed(scopes[-NEAR:]):
         for name in _HEAD_ATTRIBUTES:
             value = getattr(scope.module, name, None)
             if isinstance(value, int) and value > 0:

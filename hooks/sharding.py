@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -94,11 +94,45 @@ def first_of(heads: int, weight: Tensor, shard: Shard) -> int | None:
     return None if rest else first
 
 
-def unreadable(args: tuple[Any, ...]) -> str:
+class _Observer(Protocol):
+    def reject(self, why: str) -> None: ...
+
+    def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
+
+    def after(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor, module: nn.Module
+    ) -> None: ...
+
+
+def show_before(observer: _Observer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Show an observer attention that is about to run, on what this process holds of DTensors."""
+    with torch._C.DisableTorchFunction():
+        why = unreadable(args, kwargs)
+        if why:
+            observer.reject(why)
+        else:
+            observer.before(func, local(args), local(kwargs))
+
+
+def show_after(
+    observer: _Observer,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    result: Tensor,
+    module: nn.Module,
+) -> None:
+    """Show an observer a function that ran, likewise."""
+    with torch._C.DisableTorchFunction():
+        observer.after(func, local(args), local(kwargs), local(result), module)
+
+
+def unreadable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Why the local parts of an attention function's arguments do not tell its result; empty if they do."""
     if _MODULES not in sys.modules:
         return ""
-    tensors = [x for x in args[:_OUTER] if isinstance(x, Tensor)]
+    given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    tensors, others = given[:_OUTER], given[_OUTER:]
     sharded = [x for x in tensors if is_sharded(x)]
     for tensor in sharded:
         for placement in _placements(tensor):
@@ -109,7 +143,21 @@ def unreadable(args: tuple[Any, ...]) -> str:
     placements = {_placements(x) for x in sharded}
     if len(placements) > 1 or (sharded and len(sharded) < len(tensors)):
         return "its queries and keys are split over processes in different ways"
+    if sharded and not all(_split_alike(sharded[0], other) for other in others if is_sharded(other)):
+        return "its masks, values or weights are split over processes in other ways than its queries"
     return ""
+
+
+def _split_alike(queries: Tensor, other: Tensor) -> bool:
+    """Whether local parts belong together: split alike, or whole where it is the same for all parts."""
+    placements = _placements(other)
+    if placements == _placements(queries):
+        return True
+    if not all(p.is_replicate() for p in placements):
+        return False
+    split = [p.dim % queries.dim() for p in _placements(queries) if p.is_shard()]
+    own = [dim - queries.dim() + other.dim() for dim in split]
+    return all(dim < 0 or other.shape[dim] == 1 for dim in own)
 
 
 def _placements(tensor: Any) -> tuple[Any, ...]:

@@ -92,6 +92,8 @@ class EagerSite:
     def kernel_dtype(self, tensor: Tensor) -> torch.dtype:
         """See `Site`."""
         device = tensor.device.type
+        if device == "meta":  # which knows no autocast
+            return tensor.dtype
         if torch.is_autocast_enabled(device) and tensor.dtype == torch.float32:
             return torch.get_autocast_dtype(device)
         return tensor.dtype

@@ -16,6 +16,11 @@ def storage_of(tensor: Tensor) -> int | None:
         return None
 
 
+def is_freed(tensor: Tensor) -> bool:
+    """Whether a tensor's memory was given back, as FSDP does with weights once their module ran."""
+    return tensor.numel() > 0 and tensor.untyped_storage().size() == 0
+
+
 def version_of(tensor: Tensor) -> int:
     """Changes when a tensor's memory is written in place; -1 where torch does not count."""
     return -1 if tensor.is_inference() else tensor._version

@@ -8,7 +8,6 @@ nothing.
 
 from __future__ import annotations
 
-import functools
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -23,6 +22,7 @@ from torch.nn.modules.module import (
 from torch.utils.hooks import RemovableHandle
 
 from entropy_monitor.guard import Guard
+from entropy_monitor.hooks import sharding
 from entropy_monitor.hooks.compiled.reader import CompiledReader
 from entropy_monitor.hooks.interceptor import Interceptor
 from entropy_monitor.hooks.names import module_names
@@ -49,10 +49,11 @@ def _runs_eagerly() -> bool:
     return torch._C._dynamo.eval_frame.get_eval_frame_callback() is None
 
 
-@functools.cache
 def ignore_warning_of_global_hooks() -> None:
     """Torch warns of global hooks at every call of a compiled module; ours do nothing that it warns of."""
-    warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
+    message = r"Using `torch\.compile\(module\)` when there are global hooks"
+    if not any(f[1] is not None and getattr(f[1], "pattern", f[1]) == message for f in warnings.filters):
+        warnings.filterwarnings("ignore", message=message)  # filters come and go with `catch_warnings`
 
 
 class Watcher:
@@ -216,7 +217,7 @@ class Watcher:
         """A Python function of attention is about to run."""
         observer = self._forward.observer
         if observer is not None and observer.scopes:
-            self._guard.run(_READING, observer.before, func, args, kwargs)
+            self._guard.run(_READING, sharding.show_before, observer, func, args, kwargs)
 
     def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs one torch function of the watched forward, showing it to the observer."""
@@ -224,10 +225,10 @@ class Watcher:
         if torch.compiler.is_compiling() or observer is None or not observer.scopes:
             return func(*args, **kwargs)
         if func in ATTENTION:
-            self._guard.run(_READING, observer.before, func, args, kwargs)
+            self._guard.run(_READING, sharding.show_before, observer, func, args, kwargs)
         result = func(*args, **kwargs)
         module = self._forward.modules[-1]
         for part in result if type(result) in (tuple, list) else (result,):
             if isinstance(part, Tensor):
-                self._guard.run(_READING, observer.after, func, args, kwargs, part, module)
+                self._guard.run(_READING, sharding.show_after, observer, func, args, kwargs, part, module)
         return result

@@ -27,6 +27,9 @@ class WeightWatcher:
     Gradients are those that the optimizer uses: after accumulation, unscaling and clipping. An update is the
     difference of the weights after and before the step. Of several steps of one optimizer the last counts.
 
+    Where a process holds only part of a layer's weights, or an optimizer other than these updates some of
+    them, the layer's figures are not known: a norm of what is here would pass for the norm of all.
+
     Args:
         optimizers: whose steps; a parameter may be in any of them.
         layers: what is known of each layer, filled by the recorder.
@@ -45,6 +48,7 @@ class WeightWatcher:
         self._gradients: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
         self._before: dict[tuple[str, Role], Tensor] = {}
         self._updates: dict[tuple[str, Role], Tensor] = {}
+        self._optimized: set[nn.Parameter] = set()
         self._handles: list[RemovableHandle] = []
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._pre_step))
@@ -87,6 +91,7 @@ class WeightWatcher:
         self._gradients.clear()
         self._before.clear()
         self._updates.clear()
+        self._optimized.clear()
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.armed:
@@ -122,12 +127,24 @@ class WeightWatcher:
 
     def _parts_of(self, optimizer: Optimizer) -> Iterator[tuple[tuple[str, Role], WeightPart]]:
         mine = {p for group in optimizer.param_groups for p in group["params"]}
+        self._optimized |= mine
         for name, parts in self._layers.items():
             for role, part in parts.weights.items():
                 if part.parameter in mine and not _is_sharded(part.parameter):
                     yield (name, role), part
 
+    def _is_complete(self, layer: str) -> bool:
+        """Whether all that the optimizers do to a layer's attention weights is seen here.
+
+        FSDP2 gathers weights into other parameters than those that the optimizer has.
+        """
+        parts = self._layers[layer]
+        trained = {part.parameter for part in parts.weights.values() if part.parameter.requires_grad}
+        return not parts.sharded and trained <= self._optimized and not any(map(_is_sharded, trained))
+
     def _layer_figures(self, layer: str, device: torch.device) -> Tensor:
+        if not self._is_complete(layer):
+            return torch.full((len(UPDATE_FIGURES),), math.nan, device=device)
         parameters = {part.parameter for part in self._layers[layer].weights.values()}
         gradients = [self._gradients[p] for p in parameters if p in self._gradients]
         updates = [self._updates[layer, role] for role in _UPDATED if (layer, role) in self._updates]

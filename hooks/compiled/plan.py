@@ -94,10 +94,17 @@ class Whole:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A parameter near the call: where one graph serves several layers, it tells which of them runs."""
+    """A parameter of the owner's: where one graph serves several layers or models, it tells which one runs.
+
+    Attributes:
+        slot: its place among the tensors.
+        below: its name within the owner.
+        kind: the owner's class.
+    """
 
     slot: Slot
-    name: str
+    below: str
+    kind: str
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +10,11 @@ from torch import Tensor, fx, nn
 
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks.compiled import operator, switch
-from entropy_monitor.hooks.compiled.graph import GraphObserver, Traced, read_graph
+from entropy_monitor.hooks.compiled.arguments import join, path_of
 from entropy_monitor.hooks.compiled.plan import Anchor, Plan, Thaw
 from entropy_monitor.hooks.compiled.replay import read
-from entropy_monitor.hooks.compiled.rewrite import insert, join, recompile
+from entropy_monitor.hooks.compiled.rewrite import rewrite
 from entropy_monitor.hooks.observer import Receiver, Sightings, tell
-from entropy_monitor.hooks.sources import python_functions
 from entropy_monitor.hooks.unread import UnreadError
 
 _COMPILING = "following compiled code"
@@ -48,58 +46,46 @@ class CompiledReader:
         settled: dict[Hashable, Any],
         count: Callable[[str, int], int],
         skips: Callable[[bool, bool], bool],
-        enter: switch.Enter,
+        enter: Callable[[], Callable[[], object] | None],
         innermost: Callable[[], nn.Module | None],
     ) -> None:
-        self._names = names
+        self.names = names
         self._modules = {name: module for module, name in reversed(list(names.items()))}
+        self._root = next(iter(names.values()))
         self._receiver = receiver
         self._guard = guard
         self._sightings = sightings
-        self._patterns = patterns
+        self.patterns = patterns
         self._settled = settled
         self._count = count
         self._skips = skips
-        self._enter = enter
-        self._innermost = innermost
+        self.enter = enter
+        self.innermost = innermost
         self._by_memory: dict[int, list[str]] = {}
 
     def arm(self) -> None:
         """Read compiled code from now on."""
         if switch.available():
             operator.listen(self, self._read)
-            switch.arm(self, self._rewrite, self._enter)
+            switch.arm(self, self._rewrite)
 
     def disarm(self) -> None:
         """Read no more."""
         operator.listen(self, None)
         switch.disarm(self)
 
-    def _rewrite(
-        self, module: fx.GraphModule, inputs: Sequence[Any], graph: Any
-    ) -> Callable[[], None] | None:
-        return self._guard.run(_COMPILING, self._insert, module, inputs, graph)
+    def refuse(self, layers: Iterable[str], why: str) -> None:
+        """Note why layers are not read."""
+        self._sightings.rejected.update((layer, why) for layer in layers if layer in self._modules)
 
-    def _insert(self, module: fx.GraphModule, inputs: Sequence[Any], graph: Any) -> Callable[[], None] | None:
-        if python_functions.is_inside():
-            return None  # called by one that was read already
-        mine = {str(id(m)): m for m in self._names}
-        around = self._innermost()
-        root = self._root_of(graph.root_tx) or around
-        if root is None and not _mentions(module, mine):
-            return None
+    def seen(self) -> None:
+        """Note that a forward runs in compiled code."""
         self._sightings.forwards += 1
-        observer = GraphObserver(self._names, self._sightings, self._patterns)
-        graphs = read_graph(module, inputs, root, observer, mine)
-        undo, left_out = insert(graphs, inputs, self._names, around)
-        self._sightings.rejected.update(left_out)
-        return partial(_take_back, undo, graphs) if undo else None
 
-    def _root_of(self, frame: Any) -> nn.Module | None:
-        """The module whose forward a frame is, also where it goes on after a break."""
-        found = [v for v in frame.f_locals.values() if isinstance(v, nn.Module) and v in self._names]
-        own = frame.f_locals.get("self")
-        return own if own in found else next(iter(found), None)
+    def _rewrite(
+        self, readers: Sequence[Any], module: fx.GraphModule, inputs: Sequence[Any], graph: Any
+    ) -> switch.Change | None:
+        return self._guard.run(_COMPILING, rewrite, readers, module, inputs, graph)
 
     def _read(self, plan: Plan, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
         self._guard.run(f"reading {plan.layer}", self._read_call, plan, tensors, sizes)
@@ -112,20 +98,22 @@ class CompiledReader:
             return
         if self._skips(plan.gradients, plan.training):
             return
-        renamed = _Renamed(plan.layer, layer)
+        owner = self._modules[layer]
+        renamed = _Renamed(path_of(plan.layer, owner), path_of(layer, owner))
         thaw = Thaw(
             tensors,
             sizes,
             lambda name: self._parameter(renamed(name)),
-            lambda name: self._modules[renamed(name)],
+            lambda name: self._modules.get(renamed(name), owner),
             plan.parameters,
         )
         try:
-            found = read(plan, thaw, self._settled, self._modules[layer], layer)
+            found = read(plan, thaw, self._settled, owner, layer)
         except UnreadError as error:
             self._sightings.rejected[layer] = str(error)
             return
         if found is not None:
+            self._sightings.compiled.add(layer)
             seen, projections = found
             tell(self._receiver, self._guard, layer, self._count(layer, plan.call), seen, projections)
 
@@ -134,12 +122,24 @@ class CompiledReader:
         if plan.anchor is not None:
             parameter = tensors[plan.anchor.slot.index]
             names = [] if parameter is None else self._parameter_names(parameter)
-            return _owner(plan, plan.anchor, names)
-        around = self._innermost()
+            return self._owner(plan, plan.anchor, names)
+        around = self.innermost()
         if plan.around is None or around is None:
             return plan.layer if plan.layer in self._modules else None
-        within = self._names[around] + plan.layer.removeprefix(plan.around)
-        return within if within in self._modules else self._names[around]
+        within = self.names[around] + plan.layer.removeprefix(plan.around)
+        return within if within in self._modules else self.names[around]
+
+    def _owner(self, plan: Plan, anchor: Anchor, names: Sequence[str]) -> str | None:
+        """Of the modules that have the anchor just below them, the one that the plan names, or the first."""
+        found = []
+        for name in names:
+            path = name.removesuffix(anchor.below)
+            if path == name or (path and not path.endswith(".")):
+                continue
+            owner = path.rstrip(".") or self._root
+            if owner in self._modules and type(self._modules[owner]).__name__ == anchor.kind:
+                found.append(owner)
+        return plan.layer if plan.layer in found else next(iter(found), None)
 
     def _parameter_names(self, tensor: Tensor) -> list[str]:
         """The names of the parameter that lies where a tensor does; sharded training moves them about."""
@@ -150,7 +150,7 @@ class CompiledReader:
                 break
         if place not in self._by_memory:
             self._by_memory = {}
-            for module, name in self._names.items():
+            for module, name in self.names.items():
                 for own, parameter in module._parameters.items():
                     if parameter is not None:
                         self._by_memory.setdefault(_place(parameter), []).append(join(name, own, module))
@@ -158,18 +158,12 @@ class CompiledReader:
 
     def _parameter(self, name: str) -> nn.Parameter | None:
         module, _, own = name.rpartition(".")
-        owner = self._modules.get(module) if module else next(iter(self._names))
+        owner = self._modules.get(module or self._root)
         return None if owner is None else owner._parameters.get(own)
 
 
-def _take_back(undo: Sequence[Callable[[], None]], graphs: Sequence[Traced]) -> None:
-    for change in reversed(undo):
-        change()
-    recompile(graphs)
-
-
 class _Renamed:
-    """From names within one layer to those within another."""
+    """From names within one layer to those within another; both by the paths that parameters have."""
 
     def __init__(self, old: str, new: str) -> None:
         self._old, self._new = old, new
@@ -177,27 +171,11 @@ class _Renamed:
     def __call__(self, name: str) -> str:
         if name == self._old:
             return self._new
-        return self._new + name[len(self._old) :] if name.startswith(self._old + ".") else name
-
-
-def _owner(plan: Plan, anchor: Anchor, names: Sequence[str]) -> str | None:
-    if anchor.name in names:
-        return plan.layer
-    if not anchor.name.startswith(plan.layer + "."):
-        return plan.layer if names else None
-    suffix = anchor.name[len(plan.layer) :]
-    return next((name[: -len(suffix)] for name in names if name.endswith(suffix)), None)
+        if self._old and not name.startswith(self._old + "."):
+            return name
+        return f"{self._new}.{name.removeprefix(self._old).lstrip('.')}".lstrip(".")
 
 
 def _place(parameter: Tensor) -> int:
     local = getattr(parameter, "_local_tensor", parameter)
     return int(local.data_ptr())
-
-
-def _mentions(module: fx.GraphModule, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether any node ran in one of these modules."""
-    return any(
-        key.partition("@")[0] in modules
-        for node in module.graph.nodes
-        for key in (node.meta.get("nn_module_stack") or {})
-    )

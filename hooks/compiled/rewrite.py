@@ -1,165 +1,113 @@
-"""Inserts the reading operator into a graph, before every attention call that was found in it."""
+"""Rewrites a captured graph: inserts the operator before every attention call that is found in it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from entropy_monitor.hooks.compiled.graph import GraphCall, Traced
+from entropy_monitor.hooks.compiled.arguments import Arguments, Names, path_of
+from entropy_monitor.hooks.compiled.graph import GraphCall, GraphObserver, Traced, read_graph
 from entropy_monitor.hooks.compiled.operator import READ, register
-from entropy_monitor.hooks.compiled.plan import (
-    Anchor,
-    Code,
-    Frozen,
-    Map,
-    OutOfReachError,
-    Plan,
-    Size,
-    Slot,
-    Strided,
-    Unfolded,
-    Whole,
-    freeze,
-)
-from entropy_monitor.hooks.compiled.reach import Reach, Undo
-from entropy_monitor.hooks.linears import LinearMap
+from entropy_monitor.hooks.compiled.plan import Anchor, OutOfReachError, Plan, freeze
+from entropy_monitor.hooks.compiled.reach import Undo
+from entropy_monitor.hooks.compiled.switch import Change
 from entropy_monitor.hooks.logits import Logits
-from entropy_monitor.hooks.projections import Projection
+from entropy_monitor.hooks.names import module_names
+from entropy_monitor.hooks.observer import Sightings
+from entropy_monitor.hooks.sources import python_functions
 
 
-class _Arguments:
-    """The operator's arguments for one call: nodes in place of tensors and of numbers."""
+class Watched(Protocol):
+    """What a graph is rewritten for."""
 
-    def __init__(
-        self, traced: Traced, call: GraphCall, names: Mapping[int, str], owners: _Names, undo: list[Undo]
-    ) -> None:
-        self.tensors: list[fx.Node] = []
-        self.sizes: list[fx.Node] = []
-        self._traced = traced
-        self._reach = Reach(traced, call.node, undo)
-        self._names = names
-        self._owners = owners
+    names: Mapping[nn.Module, str]
+    patterns: Sequence[str]
+    innermost: Callable[[], nn.Module | None]
 
-    def slot(self, node: fx.Node) -> Slot:
-        """A node's place among the tensors."""
-        if node not in self.tensors:
-            self.tensors.append(node)
-        return Slot(self.tensors.index(node))
+    def refuse(self, layers: Iterable[str], why: str) -> None:
+        """Note why layers are not read."""
 
-    def of_node(self, value: Any) -> Any:
-        """An argument of the call as the graph has it."""
-        if isinstance(value, fx.Node):
-            if value.op == "get_attr":
-                held = getattr(self._traced.module, str(value.target), None)
-                if isinstance(held, fx.GraphModule):
-                    return Code(held.code, held)
-            known = value.meta.get("example_value")
-            if isinstance(known, Tensor):
-                return self.slot(value)
-            if isinstance(known, (int, torch.SymInt)):
-                if value not in self.sizes:
-                    self.sizes.append(value)
-                return Size(self.sizes.index(value))
-            raise OutOfReachError
-        if isinstance(value, (tuple, list)):
-            return tuple(self.of_node(item) for item in value)
-        if isinstance(value, dict):
-            return {name: self.of_node(item) for name, item in value.items()}
-        return value
-
-    def tensor(self, tensor: Tensor) -> Slot | Strided:
-        """The place of a tensor of the fake run, or of the weight that it is a part of."""
-        node = self._reach.node_of(tensor)
-        if node is not None:
-            return self.slot(node)
-        found = self._reach.holder_of(tensor)
-        if found is None:
-            raise OutOfReachError
-        offset = int(tensor.storage_offset()) - int(found[1].storage_offset())
-        return Strided(self.slot(found[0]), tuple(tensor.shape), tuple(tensor.stride()), offset)
-
-    def linear(self, linear: LinearMap) -> Map:
-        """A linear map with slots."""
-        x, output = None, None
-        try:
-            x = None if linear.input is None else self.tensor(linear.input)
-        except OutOfReachError:
-            x = None
-        if not isinstance(x, Slot):
-            x = None
-            node = self._reach.shaped(linear.shape)
-            output = None if node is None else self.slot(node)
-        weight: Slot | Strided | Unfolded
-        if linear.unfolded is None:
-            weight = self.tensor(linear.weight)
-        else:
-            weight = Unfolded(self.tensor(linear.unfolded[0]), linear.unfolded[1])
-        return Map(
-            weight,
-            None if linear.bias is None else self.tensor(linear.bias),
-            x,
-            output,
-            self.parameters(linear.parameters),
-            self._owners.module(linear.module),
-            self._latent(linear),
-            tuple((factor, self.linear(other)) for factor, other in linear.added),
-        )
-
-    def _latent(self, linear: LinearMap) -> Frozen | None:
-        if linear.latent is None:
-            return None
-        latent = freeze(linear.latent, self.tensor, self.linear)
-        if latent is None:  # the last map of a chain alone would pass for the whole
-            raise OutOfReachError
-        found: Frozen = latent
-        return found
-
-    def parameters(self, parameters: Sequence[nn.Parameter]) -> tuple[str, ...]:
-        """The names of parameters, given as those of the model or as their fakes."""
-        found = []
-        for parameter in parameters:
-            name = self._names.get(id(parameter)) or self._owners.parameter(parameter)
-            if name is not None:
-                found.append(name)
-        return tuple(found)
-
-    def whole(self, projection: Projection) -> Whole:
-        """W_V or W_O with slots."""
-        return Whole(
-            self.tensor(projection.weight), projection.layout, self.parameters(projection.parameters)
-        )
+    def seen(self) -> None:
+        """Note that a forward runs in compiled code."""
 
 
-class _Names:
-    """Names of the watched modules and of their parameters as they are now."""
+def rewrite(
+    readers: Sequence[Watched], module: fx.GraphModule, inputs: Sequence[Any], graph: Any
+) -> Change | None:
+    """Insert the operator; every watcher that is armed when the graph runs takes the calls that are its own.
 
-    def __init__(self, names: Mapping[nn.Module, str]) -> None:
-        self._modules = names
-        self._parameters = {
-            id(p): join(name, own, module)
-            for module, name in names.items()
-            for own, p in module._parameters.items()
-            if p is not None
-        }
-        self._root = next(iter(names), None)
+    The version of the code that reads is kept for whatever model runs that code, so nothing in it may depend
+    on which are watched now.
 
-    def module(self, module: nn.Module) -> str:
-        """Of a module; it may be one that is not watched."""
-        return self._modules.get(module, "")
+    Args:
+        readers: the armed ones.
+        module: the graph.
+        inputs: of its first call.
+        graph: Dynamo's account of it.
+    """
+    if python_functions.is_inside():
+        return None  # called by one that was read already
+    frame = graph.root_tx
+    around = next((m for r in readers if (m := r.innermost()) is not None), None)
+    own, given = _modules_of(frame)
+    names: dict[nn.Module, str] = {}
+    for model in given if own is None else (own, *given):
+        names.update((m, name) for m, name in module_names(model).items() if m not in names)
+    for reader in readers:
+        names.update(reader.names)
+    root = around if own is None else own
+    mine = {str(id(m)): m for m in names}
+    if root is None and not _mentions(module, mine):
+        return None
+    for reader in readers:
+        if root in reader.names or _mentions(module, {str(id(m)): m for m in reader.names}):
+            reader.seen()
+    sightings = Sightings()
+    observer = GraphObserver(names, sightings, [p for reader in readers for p in reader.patterns])
+    try:
+        graphs = read_graph(module, inputs, root, observer, mine)
+    except TypeError as error:  # of tensors that hold others, such as DTensors
+        where = "" if root is None else names[root]
+        sightings.rejected[where] = f"compiled code that is given {error}"
+        graphs = []
+    undo, left_out = insert(graphs, inputs, names, around)
+    for layer, why in {**sightings.rejected, **left_out}.items():
+        for reader in readers:
+            reader.refuse([layer], why)
+    if not undo:
+        return None
+    layers = tuple(call.layer for traced in graphs for call in traced.calls)
+    return Change(layers, partial(_take_back, undo, graphs))
 
-    def parameter(self, parameter: object) -> str | None:
-        """Of a parameter."""
-        return self._parameters.get(id(parameter))
+
+def _modules_of(frame: Any) -> tuple[nn.Module | None, list[nn.Module]]:
+    """The module whose forward a frame is, if it is one, and all that it is given."""
+    given = {name: value for name, value in frame.f_locals.items() if isinstance(value, nn.Module)}
+    first = next(iter(frame.f_code.co_varnames), "")
+    own = given.get("self", given.get(first))
+    if own is None and frame.f_code.co_name.startswith("torch_dynamo_resume"):  # it goes on after a break
+        own = next(iter(given.values()), None)
+    return own, list(given.values())
 
 
-def join(module_name: str, own: str, module: nn.Module) -> str:
-    """The name of a parameter: its module's and its own. A model's own name is its class."""
-    return own if module_name == type(module).__name__ else f"{module_name}.{own}"
+def _mentions(module: fx.GraphModule, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether any node ran in one of these modules."""
+    return any(
+        key.partition("@")[0] in modules
+        for node in module.graph.nodes
+        for key in (node.meta.get("nn_module_stack") or {})
+    )
+
+
+def _take_back(undo: Sequence[Undo], graphs: Sequence[Traced]) -> None:
+    for change in reversed(undo):
+        change()
+    recompile(graphs)
 
 
 def insert(
@@ -179,7 +127,7 @@ def insert(
     Returns:
         What undoes it, to be called from the last to the first, and why calls were left out, by layer.
     """
-    owners = _Names(names)
+    owners = Names(names)
     outer = [n for n in graphs[0].graph.nodes if n.op == "placeholder"] if graphs else []
     real = dict(zip(outer, inputs, strict=False))
     by_fake: dict[int, str] = {}
@@ -211,11 +159,11 @@ def _insert(
     traced: Traced,
     call: GraphCall,
     by_fake: Mapping[int, str],
-    owners: _Names,
+    owners: Names,
     around: str | None,
     undo: list[Undo],
 ) -> None:
-    arguments = _Arguments(traced, call, by_fake, owners, undo)
+    arguments = Arguments(traced, call, by_fake, owners, undo)
     if call.args is None:
         args, kwargs = arguments.of_node(tuple(call.node.args)), arguments.of_node(dict(call.node.kwargs))
     else:
@@ -227,7 +175,7 @@ def _insert(
             later.append((role, arguments.whole(projection)))
         except OutOfReachError:
             continue  # made after the attention, or from weights
-    anchor = _anchor(arguments, call, traced, by_fake, owners)
+    anchor = _anchor(arguments, call, traced, by_fake)
     names = {traced.nodes[id(t)]: by_fake[id(t)] for t in traced.kept if id(t) in by_fake}
     plan = Plan(
         call.source,
@@ -247,16 +195,12 @@ def _insert(
     )
     graph = traced.graph
     with graph.inserting_before(call.node):
-        detached = [graph.call_method("detach", (node,)) for node in arguments.tensors]
-        read = graph.call_function(READ, (register(plan), detached, list(arguments.sizes)))
-    for node, original in zip(detached, arguments.tensors, strict=True):
-        node.meta["example_value"] = original.meta.get("example_value")
-    for node in (*detached, read):
-        node.meta.update({k: v for k, v in call.node.meta.items() if k in ("nn_module_stack", "stack_trace")})
-        undo.append(partial(graph.erase_node, node))
+        read = graph.call_function(READ, (register(plan), list(arguments.tensors), list(arguments.sizes)))
+    read.meta.update({k: v for k, v in call.node.meta.items() if k in ("nn_module_stack", "stack_trace")})
+    undo.append(partial(graph.erase_node, read))
 
 
-def _answer(arguments: _Arguments, question: str, answer: Any) -> tuple[str, Any]:
+def _answer(arguments: Arguments, question: str, answer: Any) -> tuple[str, Any]:
     """An answer with slots; a factor of the logits that is out of reach is not known."""
     try:
         return question, freeze(answer, arguments.tensor, arguments.linear)
@@ -268,12 +212,11 @@ def _answer(arguments: _Arguments, question: str, answer: Any) -> tuple[str, Any
 
 
 def _anchor(
-    arguments: _Arguments, call: GraphCall, traced: Traced, by_fake: Mapping[int, str], owners: _Names
+    arguments: Arguments, call: GraphCall, traced: Traced, by_fake: Mapping[int, str]
 ) -> Anchor | None:
-    """A parameter below the owner, or used by what runs in it."""
-    prefix = owners.module(call.owner) + "."
-    if "." not in prefix[:-1] and prefix[:-1] == type(call.owner).__name__:
-        prefix = ""
+    """A parameter below the owner, one that the operator gets anyway if there is one."""
+    path = path_of(call.layer, call.owner)
+    prefix = path + "." if path else ""
     best: tuple[bool, fx.Node, str] | None = None
     for tensor in traced.kept:
         node = traced.nodes[id(tensor)]
@@ -283,4 +226,6 @@ def _anchor(
         used = node in arguments.tensors
         if best is None or used > best[0]:
             best = (used, node, name)
-    return None if best is None else Anchor(arguments.slot(best[1]), best[2])
+    if best is None:
+        return None
+    return Anchor(arguments.slot(best[1]), best[2].removeprefix(prefix), type(call.owner).__name__)

@@ -10,35 +10,57 @@ This leans on what torch.compile does inside (`torch._dynamo.eval_frame._callbac
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
 from torch import fx
 from torch.nn.modules import module as modules
 
-Rewrite = Callable[[fx.GraphModule, Sequence[Any], Any], Callable[[], None] | None]
-"""Called with a captured graph, its inputs and Dynamo's own; returns how to undo what it did, if anything."""
 
-Enter = Callable[[], Callable[[], object] | None]
-"""Called where compiled code is entered; returns what to call when it is left, if anything."""
+class Reader(Protocol):
+    """A watcher's part in compiled code."""
+
+    def enter(self) -> Callable[[], object] | None:
+        """Compiled code is entered; returns what to call when it is left, if anything."""
+
+    def refuse(self, layers: Iterable[str], why: str) -> None:
+        """Note why layers are not read."""
+
+
+@dataclass
+class Change:
+    """What was done to a graph.
+
+    Attributes:
+        layers: whose attention is read there.
+        undo: takes it back.
+    """
+
+    layers: tuple[str, ...]
+    undo: Callable[[], None]
+
+
+Rewrite = Callable[[Sequence[Any], fx.GraphModule, Sequence[Any], Any], Change | None]
+"""Called with the armed readers, a captured graph, its inputs and Dynamo's own."""
 
 _lock = threading.RLock()
-_armed: list[tuple[object, Rewrite, Enter]] = []
+_armed: list[Any] = []
+_rewriters: list[Rewrite] = []
 _originals: list[Any] = []
 _compiling = threading.local()
 _regions: dict[int, int] = {}
 _twins: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
+@functools.cache
 def available() -> bool:
     """Whether this version of torch lets compiled code be read."""
-    if not hasattr(torch, "_dynamo") and not torch.compiler:  # pragma: no cover
-        return False
     from torch._dynamo import eval_frame, output_graph
 
     return hasattr(eval_frame, "_callback_from_stance") and hasattr(
@@ -46,18 +68,19 @@ def available() -> bool:
     )
 
 
-def arm(owner: object, rewrite: Rewrite, enter: Enter) -> None:
+def arm(reader: Reader, rewrite: Rewrite) -> None:
     """Have compiled code run in the version that reads."""
     with _lock:
+        _rewriters[:] = [rewrite]
         if not _armed:
             _install()
-        _armed.append((owner, rewrite, enter))
+        _armed.append(reader)
 
 
-def disarm(owner: object) -> None:
+def disarm(reader: Reader) -> None:
     """Go back to the user's version, once no watcher is armed any more."""
     with _lock:
-        kept = [entry for entry in _armed if entry[0] is not owner]
+        kept = [other for other in _armed if other is not reader]
         if len(kept) == len(_armed):
             return
         _armed[:] = kept
@@ -106,7 +129,7 @@ def _tell_of_entry() -> None:
     """
     cleanups = sys._getframe(2).f_locals.get("cleanups")
     if isinstance(cleanups, list):
-        cleanups += [leave for _, _, enter in _armed if (leave := enter()) is not None]
+        cleanups += [leave for reader in _armed if (leave := reader.enter()) is not None]
 
 
 def _count_apart() -> None:
@@ -198,17 +221,16 @@ def _compile(graph: Any, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
     compiler = _originals[1]
     if not getattr(_compiling, "depth", 0):
         return compiler(graph, module, inputs)
-    undo: Callable[[], None] | None = None
-    for _, rewrite, _ in _armed:
-        undo = rewrite(module, inputs, graph)
-        if undo is not None:
-            break
-    if undo is None:
+    change = _rewriters[0](_armed, module, inputs, graph)
+    if change is None:
         return compiler(graph, module, inputs)
     from torch._dynamo.exc import BackendCompilerFailed
 
     try:
         return compiler(graph, module, inputs)
-    except BackendCompilerFailed:
-        undo()
-        return compiler(graph, module, inputs)
+    except BackendCompilerFailed as error:
+        change.undo()
+        compiled = compiler(graph, module, inputs)
+        for reader in _armed:
+            reader.refuse(change.layers, f"the backend failed on the graph that reads it: {error}")
+        return compiled
