@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks.calls import AttentionCall, Role, Seen
+from entropy_monitor.hooks.lineage import Lineage
 from entropy_monitor.hooks.linears import LinearCall
 from entropy_monitor.hooks.ownership import Identified, first_head, identify, owner_of, whole_projection
 from entropy_monitor.hooks.projections import Projection
@@ -93,6 +94,11 @@ class Observer:
         self._sharded: list[LinearCall] = []
         self._ranks: set[int] = set()
 
+    @property
+    def lineage(self) -> Lineage:
+        """Where the tensors of this forward come from."""
+        return self._trace.lineage
+
     def enter(self, module: nn.Module) -> None:
         """A module's forward begins."""
         self.scopes.append(Scope(module, self.scopes[-1] if self.scopes else None))
@@ -143,7 +149,7 @@ class Observer:
             self._sightings.rejected[layer] = str(error)
             return
         tell(self._receiver, self._guard, layer, self.count(layer), seen, found)
-        self._await_output(layer, seen)
+        self.await_output(layer, seen)
 
     def _take_sharded(self) -> list[LinearCall]:
         """The maps near the attention that is read now of whose weights a process holds a part."""
@@ -158,7 +164,8 @@ class Observer:
         self._calls[layer] += 1
         return call
 
-    def _await_output(self, layer: str, seen: Seen) -> None:
+    def await_output(self, layer: str, seen: Seen) -> None:
+        """Take the linear map that is applied to the output of a call for its W_O."""
         if "output" not in seen.projections:
             self._awaited = _Awaited(layer, seen.output_size)
 

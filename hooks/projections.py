@@ -102,6 +102,11 @@ class Projection:
         """Whether this process holds all heads."""
         return self.shard is None or not self.shard.dims
 
+    @property
+    def is_all(self) -> bool:
+        """Whether its heads take all features of the weight."""
+        return self.layout.heads * self.layout.head_size == self.weight.shape[0]
+
     def head_weights(self) -> Tensor:
         """W of each head as `[H, d_model, d_head]`, float32; NaN where it is not certain."""
         weights = self.place.read(self.weight).float().flatten(0, 1)

@@ -174,7 +174,8 @@ class Recorder:
             parts.projections[role] = projection.describe()
             parts.reasons.pop(role, None)
             parts.sharded |= projection.shard is not None
-            if projection.is_whole:
+            # Beside queries that are split, the heads of a whole W_K that are used here may not be all.
+            if projection.is_whole and (projection.is_all or not parts.sharded):
                 self._sigmas[layer, role] = measures.largest_singular_value(projection.matrix())
             if projection.shard is None and (part := projection.part_of_parameter()) is not None:
                 parts.weights[role] = part

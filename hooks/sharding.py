@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from entropy_monitor.hooks.notes import Notes
 
@@ -57,6 +58,21 @@ def local(value: Any) -> Any:
     return value
 
 
+def held(tensor: Any) -> Tensor:
+    """The very tensor within a DTensor."""
+    found: Tensor = tensor._local_tensor
+    return found
+
+
+def with_local(tensor: Any, part: Tensor) -> Tensor:
+    """A DTensor like another one, of another local part; a parameter if that is one."""
+    made = type(tensor)(part.detach(), tensor._spec, requires_grad=tensor.requires_grad)
+    if isinstance(tensor, nn.Parameter):
+        made._is_param = True
+    found: Tensor = made
+    return found
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor: a process holds a part of it, or a copy."""
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
@@ -67,7 +83,10 @@ def shard_of(weight: Tensor) -> Shard | None:
     origin = _origins.get(weight)
     if origin is None and weight._base is not None:
         origin = _origins.get(weight._base)
-    return None if origin is None else _shard(*origin)
+    if origin is None:
+        return None
+    with unset_fake_temporarily():  # a mesh is no less real where tensors are fake
+        return _shard(*origin)
 
 
 def splits_inputs(weight: Tensor, shard: Shard) -> bool:

@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from entropy_monitor.hooks.compiled import switch
 from entropy_monitor.hooks.names import clean_name, module_names
 from entropy_monitor.hooks.scope import is_leaf
 
@@ -119,6 +120,8 @@ class Attendance:
     def begin(self) -> None:
         """Keep it."""
         if self._handle is None:
+            if switch.available():
+                switch.hide(Attendance._enter)
             self._handle = register_module_forward_pre_hook(self._enter)
 
     def end(self) -> None:

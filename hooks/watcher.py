@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -23,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import sharding
+from entropy_monitor.hooks.compiled import switch
 from entropy_monitor.hooks.compiled.reader import CompiledReader
 from entropy_monitor.hooks.interceptor import Interceptor
 from entropy_monitor.hooks.names import module_names
@@ -42,11 +44,6 @@ class _Forward(threading.local):
         self.islands: list[nn.Module] = []  # those that run eagerly within compiled code
         self.mode: Interceptor | None = None
         self.observer: Observer | None = None
-
-
-def _runs_eagerly() -> bool:
-    """Whether nothing is compiled here and now, as in a part that compilation is disabled for."""
-    return torch._C._dynamo.eval_frame.get_eval_frame_callback() is None
 
 
 def ignore_warning_of_global_hooks() -> None:
@@ -96,7 +93,10 @@ class Watcher:
             self._count,
             self._leaves_out,
             self._entering_compiled,
+            self._enter_island,
             self._innermost,
+            lambda: self._forward.observer,
+            (Watcher._enter, Watcher._leave),
         )
 
     @property
@@ -128,21 +128,30 @@ class Watcher:
             return
         if torch._C._current_graph_task_id() != -1:
             return  # a checkpointed forward that runs again inside backward: already read
-        self._guard.run(_FOLLOWING, self._entered, module)
+        callback = set_eval_frame(None)  # the compiler goes through what runs within compiled code
+        try:
+            self._guard.run(_FOLLOWING, self._entered, module, callback is not None and switch.is_on())
+        finally:
+            set_eval_frame(callback)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return
+        callback = set_eval_frame(None)
+        try:
             self._guard.run(_FOLLOWING, self._left, module)
+        finally:
+            set_eval_frame(callback)
 
-    def _entered(self, module: nn.Module) -> None:
+    def _entered(self, module: nn.Module, compiled: bool) -> None:
         forward = self._forward
         if forward.modules and forward.modules[0] is module:
             self._end()  # an interrupt left the last forward without its hooks
         if not forward.modules:
             self._begin(module)
+            if compiled and forward.mode is not None:
+                forward.mode.pause()  # what is not compiled here may be within what is
         forward.modules.append(module)
-        if forward.mode is not None and _runs_eagerly() and forward.mode.go_on():
-            forward.islands.append(module)
         if forward.observer is not None and module not in self._leaves:
             self._guard.run(_READING, forward.observer.enter, module)
 
@@ -199,6 +208,12 @@ class Watcher:
         """Show compiled code no mode, for which it would be compiled anew; returns what ends that."""
         mode = self._forward.mode
         return None if mode is None else mode.pause()
+
+    def _enter_island(self, module: nn.Module) -> None:
+        """See the functions of a forward that is kept from being compiled, until it ends."""
+        forward = self._forward
+        if forward.mode is not None and self._innermost() is module and forward.mode.go_on():
+            forward.islands.append(module)
 
     def _innermost(self) -> nn.Module | None:
         """The innermost module whose forward runs eagerly."""

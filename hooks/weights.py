@@ -139,6 +139,8 @@ class WeightWatcher:
         FSDP2 gathers weights into other parameters than those that the optimizer has.
         """
         parts = self._layers[layer]
+        if not {"query", "key"} <= set(parts.weights):
+            return False  # the norm of the others would pass for that of all
         trained = {part.parameter for part in parts.weights.values() if part.parameter.requires_grad}
         return not parts.sharded and trained <= self._optimized and not any(map(_is_sharded, trained))
 

@@ -59,6 +59,8 @@ class Arguments:
                 if value not in self.sizes:
                     self.sizes.append(value)
                 return Size(self.sizes.index(value))
+            if isinstance(known, (float, torch.SymFloat)):
+                return float(known) if isinstance(known, float) else float(known.node.hint)
             raise OutOfReachError
         if isinstance(value, (tuple, list)):
             return tuple(self.of_node(item) for item in value)

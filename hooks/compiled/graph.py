@@ -13,16 +13,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from entropy_monitor.guard import Guard
+from entropy_monitor.hooks import sharding
 from entropy_monitor.hooks.arrangement import Arrangement, possible_arrangements
 from entropy_monitor.hooks.calls import AttentionCall, Role, Seen
 from entropy_monitor.hooks.lineage import Origin
 from entropy_monitor.hooks.logits import Logits
 from entropy_monitor.hooks.observer import Observer, Sightings
-from entropy_monitor.hooks.ownership import owner_of
+from entropy_monitor.hooks.ownership import first_head, owner_of
 from entropy_monitor.hooks.projections import Projection
 from entropy_monitor.hooks.scope import is_leaf
 from entropy_monitor.hooks.site import EagerSite, Site
 from entropy_monitor.hooks.sources import ATTENTION, Source
+from entropy_monitor.hooks.unread import UnreadError
 
 
 @dataclass
@@ -82,6 +84,9 @@ class GraphCall:
         layer: its name.
         call: nth call of this owner in the graph.
         later: W_V and W_O, as far as they are known.
+        first_head: see `AttentionCall`.
+        ranks: see `AttentionCall`.
+        sharded: see `AttentionCall`.
     """
 
     node: fx.Node
@@ -94,6 +99,9 @@ class GraphCall:
     layer: str
     call: int
     later: dict[Role, Projection]
+    first_head: int = 0
+    ranks: tuple[int, ...] = ()
+    sharded: bool = False
 
 
 @dataclass
@@ -107,6 +115,7 @@ class Traced:
         nodes: which node made which tensor, by identity.
         kept: these tensors.
         calls: what attention it holds.
+        split: nodes of DTensors; what is known of them is known of the parts that this process holds.
     """
 
     module: fx.GraphModule
@@ -115,6 +124,7 @@ class Traced:
     nodes: dict[int, fx.Node] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)
     calls: list[GraphCall] = field(default_factory=list)
+    split: set[fx.Node] = field(default_factory=set)
 
     @property
     def graph(self) -> fx.Graph:
@@ -167,6 +177,15 @@ class GraphObserver(Observer):
         traced, node = self.at
         owner = owner_of(seen, self.scopes)
         layer = self._names[owner]
+        split = self._take_sharded()
+        origin = seen.origins.get("query")
+        if origin is not None:  # it comes first: others may be as wide
+            split.sort(key=lambda linear: linear is not origin.linear)
+        try:
+            first = first_head(seen, None, split)
+        except UnreadError as error:
+            self._sightings.rejected[layer] = str(error)
+            return
         call = GraphCall(
             node,
             source.NAME,
@@ -178,10 +197,13 @@ class GraphObserver(Observer):
             layer,
             self.count(layer),
             {},
+            first,
+            tuple(sorted(self._ranks)),
+            bool(split),
         )
         traced.calls.append(call)
         self._by_layer[layer] = call
-        self._await_output(layer, seen)
+        self.await_output(layer, seen)
 
 
 class Reader(fx.Interpreter):
@@ -242,19 +264,33 @@ class Reader(fx.Interpreter):
             return self._note(n, super().run_node(n))
         self._observer.at = (self._traced, n)
         if function in ATTENTION:
-            self._observer.guard.run("following a graph", self._observer.before, function, args, kwargs)
+            self._observer.guard.run(
+                "following a graph", sharding.show_before, self._observer, function, args, kwargs
+            )
         result = self._note(n, super().run_node(n))
         self._keep_autocast(n, result)
         for part in result if type(result) in (tuple, list) else (result,):
             if isinstance(part, Tensor):
                 module = self._running[-1]
                 self._observer.guard.run(
-                    "following a graph", self._observer.after, function, args, kwargs, part, module
+                    "following a graph",
+                    sharding.show_after,
+                    self._observer,
+                    function,
+                    args,
+                    kwargs,
+                    part,
+                    module,
                 )
         return result
 
     def _note(self, node: fx.Node, result: Any) -> Any:
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and sharding.is_sharded(result):
+            self._traced.split.add(node)
+            held = sharding.local(result)
+            self._traced.nodes.setdefault(id(held), node)
+            self._traced.kept.append(held)
+        elif isinstance(result, Tensor):
             self._traced.nodes.setdefault(id(result), node)
             self._traced.kept.append(result)  # so that its identity is not given to another
         return result
@@ -314,6 +350,8 @@ def _fake(x: Any) -> Any:
         return int(x.node.hint)
     if not isinstance(x, Tensor):
         return x
+    if sharding.is_sharded(x):
+        return sharding.with_local(x, _fake(sharding.held(x)))
     if type(x) not in (Tensor, nn.Parameter) and not _is_fake(x):
         raise TypeError(f"inputs of type {type(x).__name__}")
     size, stride = _ints(x.shape), _ints(x.stride())

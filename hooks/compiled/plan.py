@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from entropy_monitor.hooks import sharding
 from entropy_monitor.hooks.calls import Role
 from entropy_monitor.hooks.lineage import Joined, Origin
 from entropy_monitor.hooks.linears import LinearMap
@@ -127,6 +128,9 @@ class Plan:
         parameters: which tensors are parameters, and of what name.
         gradients: whether the graph was compiled for a forward with gradients.
         training: whether the owner was in training mode.
+        first_head: see `AttentionCall`.
+        ranks: see `AttentionCall`.
+        sharded: see `AttentionCall`.
     """
 
     source: str
@@ -143,6 +147,9 @@ class Plan:
     parameters: tuple[tuple[int, str], ...]
     gradients: bool
     training: bool
+    first_head: int = 0
+    ranks: tuple[int, ...] = ()
+    sharded: bool = False
 
     @property
     def key(self) -> int:
@@ -227,6 +234,7 @@ class Thaw:
         self._tensors = list(tensors)
         for index, name in parameters:  # the operator gets detached ones, by which no gradient is found
             real, given = parameter(name), self._tensors[index]
+            real = None if real is None else sharding.local(real)
             if real is not None and given is not None and real.data_ptr() == given.data_ptr():
                 self._tensors[index] = real
         self._sizes = sizes
@@ -249,7 +257,8 @@ class Thaw:
         if isinstance(value, Whole):
             weight = self._tensor(value.weight)
             parameters = self._parameters(value.parameters)
-            return Projection(weight, None, value.layout, None, None, parameters=parameters)
+            shard = sharding.shard_of(weight)
+            return Projection(weight, None, value.layout, None, None, parameters=parameters, shard=shard)
         if isinstance(value, Frozen):
             return value.kind(**{name: self(item) for name, item in value.fields})
         if isinstance(value, (tuple, list)):

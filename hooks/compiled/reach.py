@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from entropy_monitor.hooks.compiled.graph import Traced
+from entropy_monitor.hooks.storage import storage_of
 
 Undo = Callable[[], None]
 
@@ -32,8 +33,8 @@ class Reach:
         self._storages: dict[int, tuple[fx.Node, Tensor]] = {}
         for tensor in traced.kept:
             node = traced.nodes[id(tensor)]
-            if node in self._before and tensor.layout == torch.strided:
-                self._storages.setdefault(tensor.untyped_storage()._cdata, (node, tensor))
+            if node in self._before and (memory := storage_of(tensor)) is not None:
+                self._storages.setdefault(memory, (node, tensor))
 
     def node_of(self, tensor: Tensor) -> fx.Node | None:
         """The node that made just this tensor; None if there is none."""
@@ -46,7 +47,8 @@ class Reach:
 
     def holder_of(self, tensor: Tensor) -> tuple[fx.Node, Tensor] | None:
         """A node whose tensor lies in the same memory, of sizes that never change, and that tensor."""
-        found = self._storages.get(tensor.untyped_storage()._cdata)
+        memory = storage_of(tensor)
+        found = None if memory is None else self._storages.get(memory)
         if found is not None and _is_static(found[0]):
             return found
         around = self._around()

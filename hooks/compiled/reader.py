@@ -14,7 +14,8 @@ from entropy_monitor.hooks.compiled.arguments import join, path_of
 from entropy_monitor.hooks.compiled.plan import Anchor, Plan, Thaw
 from entropy_monitor.hooks.compiled.replay import read
 from entropy_monitor.hooks.compiled.rewrite import rewrite
-from entropy_monitor.hooks.observer import Receiver, Sightings, tell
+from entropy_monitor.hooks.observer import Observer, Receiver, Sightings, tell
+from entropy_monitor.hooks.ownership import owner_of
 from entropy_monitor.hooks.unread import UnreadError
 
 _COMPILING = "following compiled code"
@@ -33,7 +34,10 @@ class CompiledReader:
         count: which call of a layer comes now in the forward that runs, given its number in the graph.
         skips: whether a forward is left out, given whether it has gradients and is in training mode.
         enter: called where compiled code is entered.
+        island: called where a module's forward begins that is kept from being compiled.
         innermost: the innermost module whose forward runs around compiled code.
+        observer: of the forward around compiled code, if there is one.
+        unseen: functions that the compiler is not to look at.
     """
 
     def __init__(
@@ -47,7 +51,10 @@ class CompiledReader:
         count: Callable[[str, int], int],
         skips: Callable[[bool, bool], bool],
         enter: Callable[[], Callable[[], object] | None],
+        island: Callable[[nn.Module], None],
         innermost: Callable[[], nn.Module | None],
+        observer: Callable[[], Observer | None],
+        unseen: Sequence[Any],
     ) -> None:
         self.names = names
         self._modules = {name: module for module, name in reversed(list(names.items()))}
@@ -60,14 +67,17 @@ class CompiledReader:
         self._count = count
         self._skips = skips
         self.enter = enter
+        self.island = island
         self.innermost = innermost
+        self._observer = observer
+        self._unseen = unseen
         self._by_memory: dict[int, list[str]] = {}
 
     def arm(self) -> None:
         """Read compiled code from now on."""
         if switch.available():
             operator.listen(self, self._read)
-            switch.arm(self, self._rewrite)
+            switch.arm(self, self._rewrite, self._unseen)
 
     def disarm(self) -> None:
         """Read no more."""
@@ -107,15 +117,23 @@ class CompiledReader:
             lambda name: self._modules.get(renamed(name), owner),
             plan.parameters,
         )
+        around = self._observer()
+        lineage = None if around is None else around.lineage
         try:
-            found = read(plan, thaw, self._settled, owner, layer)
+            found = read(plan, thaw, self._settled, owner, layer, lineage)
         except UnreadError as error:
             self._sightings.rejected[layer] = str(error)
             return
         if found is not None:
-            self._sightings.compiled.add(layer)
             seen, projections = found
+            projections.first_head, projections.ranks = plan.first_head, plan.ranks
+            projections.sharded = plan.sharded
+            if plan.anchor is None and around is not None and around.scopes:
+                layer = self.names[owner_of(seen, around.scopes)]
+            self._sightings.compiled.add(layer)
             tell(self._receiver, self._guard, layer, self._count(layer, plan.call), seen, projections)
+            if around is not None and "output" not in projections.projections:
+                around.await_output(layer, seen)
 
     def _layer(self, plan: Plan, tensors: Sequence[Tensor | None]) -> str | None:
         """The owner's name; None where the call belongs to another model."""

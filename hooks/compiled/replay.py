@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from entropy_monitor.hooks.arrangement import Arrangement, choose
 from entropy_monitor.hooks.calls import Seen
 from entropy_monitor.hooks.compiled.plan import Plan, Thaw
-from entropy_monitor.hooks.lineage import Origin
+from entropy_monitor.hooks.lineage import Lineage, Origin
 from entropy_monitor.hooks.linears import LinearMap
 from entropy_monitor.hooks.logits import Logits
 from entropy_monitor.hooks.ownership import Identified, identify
@@ -25,18 +25,22 @@ class ReplayedSite:
         plan: of the call.
         thaw: puts the call's tensors into the answers.
         settled: what was found out by looking at values.
+        lineage: of the forward that runs eagerly around the graph, which may know what the graph was given.
     """
 
-    def __init__(self, plan: Plan, thaw: Thaw, settled: dict[Hashable, Any]) -> None:
+    def __init__(self, plan: Plan, thaw: Thaw, settled: dict[Hashable, Any], lineage: Lineage | None) -> None:
         self.heads = plan.heads
         self.by_hand = plan.by_hand
         self._answers: Iterator[Any] = iter(plan.answers)
         self._thaw = thaw
         self._settled = settled
+        self._lineage = lineage
 
-    def origin_of(self, tensor: Tensor) -> Origin | None:  # noqa: ARG002
+    def origin_of(self, tensor: Tensor) -> Origin | None:
         """See `Site`."""
         origin: Origin | None = self._answer("origin_of")
+        if origin is None and self._lineage is not None:
+            return self._lineage.origin_of(tensor)
         return origin
 
     def root_of(self, tensor: Tensor) -> LinearMap | None:  # noqa: ARG002
@@ -76,10 +80,15 @@ class ReplayedSite:
 
 
 def read(
-    plan: Plan, thaw: Thaw, settled: dict[Hashable, Any], owner: nn.Module, name: str
+    plan: Plan,
+    thaw: Thaw,
+    settled: dict[Hashable, Any],
+    owner: nn.Module,
+    name: str,
+    lineage: Lineage | None,
 ) -> tuple[Seen, Identified] | None:
-    """What a call of an owner of a name attends with, and its projections."""
-    site = ReplayedSite(plan, thaw, settled)
+    """What a call of an owner of a name attends with, and its projections; see `ReplayedSite`."""
+    site = ReplayedSite(plan, thaw, settled, lineage)
     with torch.no_grad():
         seen = source_named(plan.source).read(thaw(plan.args), thaw(plan.kwargs), site)
         if seen is None:

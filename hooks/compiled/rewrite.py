@@ -192,12 +192,19 @@ def _insert(
         tuple((i, names[node]) for i, node in enumerate(arguments.tensors) if node in names),
         torch.is_grad_enabled(),
         call.owner.training,
+        call.first_head,
+        call.ranks,
+        call.sharded,
     )
     graph = traced.graph
     with graph.inserting_before(call.node):
-        read = graph.call_function(READ, (register(plan), list(arguments.tensors), list(arguments.sizes)))
-    read.meta.update({k: v for k, v in call.node.meta.items() if k in ("nn_module_stack", "stack_trace")})
-    undo.append(partial(graph.erase_node, read))
+        # A part of a DTensor is there without any exchange.
+        parts = {n: graph.call_method("to_local", (n,)) for n in arguments.tensors if n in traced.split}
+        tensors = [parts.get(node, node) for node in arguments.tensors]
+        read = graph.call_function(READ, (register(plan), tensors, list(arguments.sizes)))
+    for node in (*parts.values(), read):
+        node.meta.update({k: v for k, v in call.node.meta.items() if k in ("nn_module_stack", "stack_trace")})
+        undo.append(partial(graph.erase_node, node))
 
 
 def _answer(arguments: Arguments, question: str, answer: Any) -> tuple[str, Any]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import fx
+from torch import fx, nn
 from torch.nn.modules import module as modules
 
 
@@ -28,6 +28,9 @@ class Reader(Protocol):
 
     def enter(self) -> Callable[[], object] | None:
         """Compiled code is entered; returns what to call when it is left, if anything."""
+
+    def island(self, module: nn.Module) -> None:
+        """A module's forward begins that is kept from being compiled, within compiled code."""
 
     def refuse(self, layers: Iterable[str], why: str) -> None:
         """Note why layers are not read."""
@@ -68,13 +71,35 @@ def available() -> bool:
     )
 
 
-def arm(reader: Reader, rewrite: Rewrite) -> None:
-    """Have compiled code run in the version that reads."""
+def is_on() -> bool:
+    """Whether `torch.compile` compiles at all; asked where it is at work."""
+    from torch._dynamo import config
+
+    return not config.disable
+
+
+def arm(reader: Reader, rewrite: Rewrite, unseen: Iterable[Any]) -> None:
+    """Have compiled code run in the version that reads.
+
+    Args:
+        reader: of the watcher.
+        rewrite: see `Rewrite`.
+        unseen: functions that the compiler is not to look at: where it may compile nothing it would raise.
+    """
+    hide(*unseen)
     with _lock:
         _rewriters[:] = [rewrite]
         if not _armed:
             _install()
         _armed.append(reader)
+
+
+def hide(*functions: Any) -> None:
+    """Have the compiler not look at functions of ours that run within what it goes through."""
+    from torch._dynamo.eval_frame import skip_code
+
+    for function in functions:
+        skip_code(function.__code__)
 
 
 def disarm(reader: Reader) -> None:
@@ -110,15 +135,22 @@ def _put(choose: Any, compiler: Any) -> None:
 
 def _choose(callback: Any) -> Any:
     """The callback that Dynamo is to use in place of `callback`."""
+    from torch._dynamo import config
+
     chosen = _originals[0](callback)
+    if callback is None:
+        _tell_of_island()
+        return chosen
+    if not _armed or config.disable or chosen is None:
+        return chosen  # nothing is compiled
+    _tell_of_entry()
     convert = getattr(chosen, "_torchdynamo_orig_backend", None)
-    if not _armed or not hasattr(convert, "_clone_with_backend"):
-        return chosen  # nothing is compiled, or by a stance of the user's
+    if not hasattr(convert, "_clone_with_backend"):
+        return chosen  # by a stance of the user's
     twin = _twins.get(chosen)
     if twin is None:
         twin = _twins[chosen] = _Twin(chosen)
     _count_apart()
-    _tell_of_entry()
     return twin
 
 
@@ -145,6 +177,14 @@ def _count_apart() -> None:
             if theirs not in _regions:
                 _regions[theirs] = next(eval_frame._next_isolate_recompiles_id)
             eval_frame.set_eval_frame_isolate_recompiles_id(_regions[theirs])
+
+
+def _tell_of_island() -> None:
+    """Tell the watchers of a `forward` that `torch.compiler.disable` is about to run."""
+    args = sys._getframe(2).f_locals.get("args")
+    if isinstance(args, tuple) and args and isinstance(args[0], nn.Module):
+        for reader in _armed:
+            reader.island(args[0])
 
 
 class _Backend:

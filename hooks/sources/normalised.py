@@ -128,7 +128,9 @@ class Activations:
             return self._product(func, args, kwargs, result) if self._weights else None
         name = str(getattr(func, "__name__", "")).partition(".")[0]
         name = name if name.startswith("__") else name.rstrip("_")
-        operands = [t for t in tensors_in((*args, *kwargs.values())) if t is not result or (args and t is args[0])]
+        operands = [
+            t for t in tensors_in((*args, *kwargs.values())) if t is not result or (args and t is args[0])
+        ]
         for tensor in operands:
             known = self._weights.get(tensor)
             if known is not None and tensor.numel() == result.numel() and known.logits is not None:
