@@ -64,10 +64,12 @@ class Alerting:
     def _with_map(self, event: AlertEvent, harvest: Harvest) -> AlertEvent:
         """The event with the pooled attention map of its worst head."""
         evidence = event.alert.evidence
-        maps = harvest.maps.get((event.alert.layer, evidence.get("call", 0)))
-        if event.event == "closed" or maps is None or "worst_head" not in evidence or "map" in evidence:
+        if event.event == "closed" or "worst_head" not in evidence or "map" in evidence:
             return event
-        picture = fetch(maps[evidence["worst_head"]]).float()
+        pooled = harvest.map_of(event.alert.layer, evidence.get("call", 0), evidence["worst_head"])
+        if pooled is None:
+            return event
+        picture = fetch(pooled).float()
         rounded = [[round(x, 4) for x in row] for row in picture.tolist()]
         return replace(event, alert=self._analyzer.attach(event.alert.id, map=rounded))
 

@@ -168,11 +168,11 @@ class Coverage:
         return _UNSEEN.format(name=name)
 
     def _compiled(self, layers: Iterable[str]) -> set[str]:
-        """Which layers run as compiled code, as far as the modules around them tell."""
+        """Which layers run as compiled code: seen there, or as far as the modules around them tell."""
         names = module_names(self._model)
         roots = whole_model(self._model)
         around = [name for module, name in names.items() if is_compiled(module)]
-        return {
+        return self._watcher.sightings.compiled | {
             layer
             for layer in layers
             if any(name in roots or name == layer or is_within(layer, name, roots) for name in around)

@@ -7,8 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -19,14 +18,16 @@ from torch.optim import Optimizer
 from entropy_monitor import options as opt
 from entropy_monitor.alerting import Alerting
 from entropy_monitor.analyzer import Analyzer, Thresholds
-from entropy_monitor.capture import check_model, check_rows, not_found
+from entropy_monitor.capture import check_model, check_rows
+from entropy_monitor.coverage import Coverage, plan
 from entropy_monitor.delivery import Delivery, open_sinks
-from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError
+from entropy_monitor.describe import Description
+from entropy_monitor.errors import AttentionNotFoundError
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Harvest, Recorder, Watcher, WeightWatcher
 from entropy_monitor.hooks.weights import UPDATE_FIGURES
 from entropy_monitor.pipeline import Pipeline
-from entropy_monitor.records import Alert, RunInfo, Sink
+from entropy_monitor.records import Alert, Sink
 from entropy_monitor.scalars import Number, check_scalars
 from entropy_monitor.schedule import Schedule
 from entropy_monitor.step_report import StepReport
@@ -105,6 +106,8 @@ class EntropyMonitor:
         example_inputs: tuple[Any, ...] | Mapping[str, Any] | None = None,
     ) -> None:
         check_model(model)
+        opt.check_wrapper(model)
+        opt.check_alone(model, list(_open))
         opt.check_every(every)
         rows = check_rows(rows)
         sinks = opt.check_sinks(loggers)
@@ -123,6 +126,7 @@ class EntropyMonitor:
         self._schedule = Schedule(every)
         self._recorder = Recorder(rows, keep_evidence=True)
         self._watcher = Watcher(model, self._recorder, self._guard, owners=owners, training_only=True)
+        self._coverage = Coverage(model, self._recorder, self._watcher, self._guard)
         self._alerting = Alerting(Analyzer(limits), self._guard, on_alert)
         self._confirmed = False
         self._resumed = False
@@ -131,20 +135,10 @@ class EntropyMonitor:
 
         # What may fail comes last, and the store last of it: an error leaves no run behind.
         self._store = RunWriter(self.run_dir, rank=rank)
-        info = RunInfo(
-            model=description,
-            options={
-                "every": every,
-                "rows": rows,
-                "owners": list(owners),
-                "optimizers": [type(o).__name__ for o in optimizers],
-                "thresholds": asdict(limits),
-            },
-            versions=opt.versions(),
-            run_dir=str(self.run_dir),
-            session=next_session(self.run_dir, description, rank),
-            rank=rank,
-        )
+        settings = opt.settings(every, rows, owners, optimizers, limits)
+        launch = opt.launch(self.run_dir)
+        session = next_session(self.run_dir, description, rank, launch)
+        info = opt.run_info(description, settings, self.run_dir, session, rank, launch)
         open_sinks(info, (*sinks, self._store))
         self._delivery = Delivery([(self._store, _STORE_CAPACITY), *((s, _SINK_CAPACITY) for s in sinks)])
         self._pipeline = Pipeline(self._alerting, self._delivery, self._guard)
@@ -160,6 +154,18 @@ class EntropyMonitor:
     def open_alerts(self) -> tuple[Alert, ...]:
         """The alerts that are open now."""
         return self._alerting.open_alerts
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is watched."""
+        return self._model
+
+    def describe(self) -> Description:
+        """What was found in the model: owners, sources, heads, masks, projections; and what is not covered.
+
+        Print it; `.frame` is a DataFrame. Complete after the first measured step. Waits for the device.
+        """
+        return self._coverage.describe()
 
     @property
     def faults(self) -> dict[str, int]:
@@ -212,15 +218,7 @@ class EntropyMonitor:
         Raises:
             ConfigurationError: this is no state of a monitor, or one of another version.
         """
-        if not isinstance(state, Mapping) or state.get("version") != _STATE_VERSION:
-            version = state.get("version") if isinstance(state, Mapping) else None
-            raise ConfigurationError(
-                f"state is none that this package reads: its version is {version!r}, not {_STATE_VERSION}. "
-                "Load what EntropyMonitor.state_dict() gave, or start without it"
-            )
-        missing = sorted({"schedule", "analyzer", "scalars"} - set(state))
-        if missing:
-            raise ConfigurationError(f"state is incomplete: it has no {', '.join(missing)}")
+        opt.check_state(state, _STATE_VERSION)
         self._resumed = True
         self._pipeline.load_state_dict(state)
         self._schedule.load_state_dict(state["schedule"])
@@ -259,10 +257,12 @@ class EntropyMonitor:
         self._recorder.begin(self._schedule.next)
         self._weights.arm()
         self._watcher.arm()
+        self._coverage.begin()
 
     def _let_go(self) -> None:
         """Leave model and optimizer as they were."""
         self._guard.run("leaving the model", self._watcher.disarm)
+        self._guard.run("leaving the model", self._coverage.end)
         self._guard.run("leaving the optimizer", self._weights.close)
         self._guard.run("forgetting figures", self._recorder.begin, self._schedule.next)
 
@@ -271,24 +271,18 @@ class EntropyMonitor:
         check_scalars(loss, scalars)
         opt.check_step(step)
         if self._recorder.is_empty:
-            faults = dict(self._guard.faults)
+            text = self._coverage.why_nothing()
             self.close()
-            text = not_found(self._model, self._watcher.sightings)
-            raise AttentionNotFoundError(
-                f"{text}\nReading failed ({faults}); the log says why." if faults else text
-            )
+            raise AttentionNotFoundError(text)
         self._confirmed = True
-        if self._store.session and not self._resumed and not step and not self._schedule.next:
+        first_rank = self._store.rank == 0
+        if first_rank and self._store.session and not self._resumed and not step and not self._schedule.next:
             logger.warning(
                 "entropy-monitor: %s holds an earlier session of this run; this one counts from 0 again "
                 "and takes its place in what load_run shows (nothing is deleted). To go on from a checkpoint "
                 "give step= or call load_state_dict()",
                 self.run_dir,
             )
-        # The store's thread writes it: a slow disk must not hold up training.
-        self._delivery.call(
-            self._store, partial(self._store.describe, opt.describe_layers(self._recorder.layers))
-        )
 
     def _end_step(
         self, loss: Number | None, step: int | None, scalars: Mapping[str, Number] | None
@@ -298,6 +292,7 @@ class EntropyMonitor:
         measured = self._watcher.armed and self._schedule.due and not self._recorder.is_empty
         if measured:
             self._guard.run("gathering figures", self._send_figures, now)
+            self._guard.run("looking at what is covered", self._look_at_coverage)
         self._tell_if_blind(measured)
         self._schedule.end(now, measured)
         if self._schedule.due:
@@ -305,6 +300,7 @@ class EntropyMonitor:
         elif self._watcher.armed:
             self._watcher.disarm()
             self._weights.disarm()
+            self._coverage.end()
         self._pipeline.receive()
         return StepReport(now, measured, self._pipeline.take_events())
 
@@ -318,6 +314,12 @@ class EntropyMonitor:
                 _MISSED_TOLD,
                 skipped or "none, and no other was seen",
             )
+
+    def _look_at_coverage(self) -> None:
+        """Keep the plan of the run; the store's thread writes it, since disks and devices are waited for."""
+        if self._coverage.news():
+            snapshot = self._coverage.snapshot()
+            self._delivery.call(self._store, lambda: self._store.describe(plan(snapshot())))
 
     def _send_figures(self, now: int) -> None:
         harvest = replace(self._recorder.harvest(), step=now)

@@ -6,13 +6,17 @@ import operator
 import os
 import sys
 import time
+import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from entropy_monitor.analyzer import Thresholds
@@ -25,9 +29,13 @@ from entropy_monitor.hooks import (
     module_names,
     parameter_shapes,
 )
-from entropy_monitor.hooks.recorder import LayerParts
-from entropy_monitor.records import Sink
+from entropy_monitor.records import RunInfo, Sink
 from entropy_monitor.store import check_run_dir
+
+if TYPE_CHECKING:
+    from entropy_monitor.monitor import EntropyMonitor
+
+_starts: Counter[Path] = Counter()  # how many runs this process began in each directory
 
 
 def check_every(every: object) -> None:
@@ -102,6 +110,54 @@ def check_thresholds(thresholds: object) -> Thresholds:
             f"thresholds must be entropy_monitor.Thresholds(…), got {type(thresholds).__name__}"
         )
     return thresholds or Thresholds()
+
+
+def check_state(state: object, version: int) -> None:
+    """Raise unless this is what `EntropyMonitor.state_dict` gives, in a version that is read."""
+    if not isinstance(state, Mapping) or state.get("version") != version:
+        found = state.get("version") if isinstance(state, Mapping) else None
+        raise ConfigurationError(
+            f"state is none that this package reads: its version is {found!r}, not {version}. "
+            "Load what EntropyMonitor.state_dict() gave, or start without it"
+        )
+    missing = sorted({"schedule", "analyzer", "scalars"} - set(state))
+    if missing:
+        raise ConfigurationError(f"state is incomplete: it has no {', '.join(missing)}")
+
+
+def innermost(model: nn.Module) -> nn.Module:
+    """The module within wrappers that run nothing of their own: torch.compile, DDP, DataParallel, FSDP."""
+    for name in ("_orig_mod", "_fsdp_wrapped_module", "module"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module) and type(model).__name__ in _WRAPPERS:
+            return innermost(inner)
+    return model
+
+
+_WRAPPERS = frozenset(
+    {"OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
+)
+
+
+def check_wrapper(model: nn.Module) -> None:
+    """Raise where a wrapper runs other modules than those it holds."""
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise ConfigurationError(
+            f"model is an nn.DataParallel over {len(model.device_ids)} devices: each forward runs in copies "
+            "of its modules that are gone afterwards and cannot be read. Use "
+            "torch.nn.parallel.DistributedDataParallel, or a single device"
+        )
+
+
+def check_alone(model: nn.Module, monitors: Sequence[EntropyMonitor]) -> None:
+    """Raise where one of these monitors, which are not closed, watches the model already."""
+    for other in monitors:
+        if innermost(other.model) is innermost(model):
+            raise ConfigurationError(
+                f"{type(innermost(model)).__name__} is watched already, by the EntropyMonitor that writes to "
+                f"{other.run_dir}: call close() on that one first. measure() and capture() may be used "
+                "beside it"
+            )
 
 
 def check_attention(model: nn.Module, owners: Sequence[str], example_inputs: object) -> None:
@@ -192,22 +248,73 @@ def rank() -> int:
     return torch.distributed.get_rank() if is_distributed() else 0
 
 
+def launch(run_dir: Path) -> str:
+    """What tells this launch, and its nth run in this directory, from others; empty for one process.
+
+    Whichever rank comes first names the launch in the store that all ranks have met in: nobody is waited for.
+    """
+    if not is_distributed():
+        return ""
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        name = store.compare_set("entropy_monitor/launch", "", uuid.uuid4().hex).decode()
+    except (RuntimeError, AttributeError):  # a store of another kind: what the environment says has to do
+        return ""
+    place = run_dir.resolve()
+    _starts[place] += 1
+    return f"{name}-{_starts[place]}"
+
+
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """What makes two runs runs of one model: parameter names and shapes."""
+    """What makes two runs runs of one model: parameter names and shapes.
+
+    Raises:
+        ConfigurationError: its first forward is still to make some of them.
+    """
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ConfigurationError(
+            f"{', '.join(lazy[:5])} of {type(model).__name__} are made by its first forward (a lazy module): "
+            "run one before attaching the monitor, or give example_inputs"
+        )
     return {"class": type(model).__qualname__, "parameters": parameter_shapes(model)}
 
 
-def describe_layers(layers: Mapping[str, LayerParts]) -> dict[str, Any]:
-    """What is measured of each layer and how: the plan of a run."""
+def settings(
+    every: int,
+    rows: int | str,
+    owners: Sequence[str],
+    optimizers: Sequence[Optimizer],
+    thresholds: Thresholds,
+) -> dict[str, Any]:
+    """A monitor's arguments as the run directory keeps them."""
     return {
-        name: {
-            "layer_index": parts.index,
-            "heads": parts.heads,
-            "source": parts.source,
-            "projections": dict(parts.projections),
-        }
-        for name, parts in layers.items()
+        "every": every,
+        "rows": rows,
+        "owners": list(owners),
+        "optimizers": [type(o).__name__ for o in optimizers],
+        "thresholds": asdict(thresholds),
     }
+
+
+def run_info(
+    description: Mapping[str, Any],
+    options: Mapping[str, Any],
+    run_dir: Path,
+    session: int,
+    rank: int,
+    launch: str,
+) -> RunInfo:
+    """What sinks are told of a run before its first record."""
+    return RunInfo(
+        model=description,
+        options=options,
+        versions=versions(),
+        run_dir=str(run_dir),
+        session=session,
+        rank=rank,
+        launch=launch,
+    )
 
 
 def versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ def head_columns(harvest: Harvest, figures: Array) -> Columns:
         "layer": [i.layer for i in harvest.index for _ in range(i.heads)],
         "layer_index": np.repeat(np.array([i.layer_index for i in harvest.index], dtype=np.int64), heads),
         "call": np.repeat(np.array([i.call for i in harvest.index], dtype=np.int64), heads),
-        "head": np.concatenate([np.arange(n, dtype=np.int64) for n in heads]),
+        "head": np.concatenate([np.arange(i.heads, dtype=np.int64) + i.first_head for i in harvest.index]),
         "attention": [i.attention for i in harvest.index for _ in range(i.heads)],
     }
     for name, row in zip(FIGURES, figures, strict=True):

@@ -209,6 +209,8 @@ class RunInfo:
         run_dir: where the run is kept, None when it is not.
         session: nth process start of this run, from 0.
         rank: of this process.
+        launch: what tells this start of a distributed training from others, the same on all of its ranks;
+            empty where nothing does.
     """
 
     model: Mapping[str, Any]
@@ -218,6 +220,7 @@ class RunInfo:
     run_dir: str | None = None
     session: int = 0
     rank: int = 0
+    launch: str = ""
 
 
 class Sink:

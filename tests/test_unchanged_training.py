@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from entropy_monitor import EntropyMonitor
-from tests.training import ATTENTIONS, WIDTH, SeparateAttention, TorchAttention, batches, tiny
+from tests.training import (
+    ATTENTIONS,
+    WIDTH,
+    FusedAttention,
+    SeparateAttention,
+    Tiny,
+    TorchAttention,
+    batches,
+    tiny,
+)
 
 STEPS = 7
 Optimizers = Callable[[Any], torch.optim.Optimizer]
@@ -30,12 +39,13 @@ class Mode:
     attention: type[nn.Module] = SeparateAttention
     dropout: float = 0.1
     optimizer: Optimizers = lambda p: torch.optim.AdamW(p, 0.01)
-    autocast: bool = False
+    autocast: torch.dtype | None = None
     scaler: bool = False
     accumulate: int = 1
     checkpointing: Literal["no", "reentrant", "plain"] = "no"
     evaluate: bool = False
     clip: bool = False
+    lengths: bool = False
     model: Callable[[], nn.Module] | None = None
 
 
@@ -80,6 +90,72 @@ class Seq2Seq(nn.Module):
         return self.head(self.net(x, x, tgt_mask=mask, tgt_is_causal=True).mean(1))
 
 
+class Language(nn.Module):
+    """A language model of `transformers`, which also generates: with a cache, and drawing tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        transformers = pytest.importorskip("transformers")
+        config = transformers.GPT2Config(
+            vocab_size=11,
+            n_positions=32,
+            n_embd=WIDTH,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=1,
+            eos_token_id=None,
+        )
+        self.lm = transformers.GPT2LMHeadModel(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lm(inputs_embeds=x).logits[:, -1, :3]
+
+    def continued(self, x: Tensor) -> Tensor:
+        """Tokens that follow."""
+        options = {"max_new_tokens": 4, "do_sample": True, "pad_token_id": 0}
+        return self.lm.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2]), **options)
+
+
+def adapted() -> nn.Module:
+    """LoRA adapters, and the model behind them frozen."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q", "k", "v"], lora_dropout=0.1)
+    return peft.get_peft_model(Tiny(SeparateAttention, 0.1), config)
+
+
+def frozen() -> nn.Module:
+    """The first attention does not learn, nor do the keys of the second."""
+    model = Tiny(SeparateAttention, 0.1)
+    model.blocks[0].requires_grad_(False)
+    model.blocks[1].k.requires_grad_(False)
+    return model
+
+
+def tied() -> nn.Module:
+    """Layers that share the weights of q and k."""
+    model = Tiny(SeparateAttention, 0.1)
+    model.blocks[1].q.weight, model.blocks[1].k.weight = model.blocks[0].q.weight, model.blocks[0].k.weight
+    return model
+
+
+def shared() -> nn.Module:
+    """One attention that runs as every layer."""
+    model = Tiny(SeparateAttention, 0.1)
+    model.blocks[1] = model.blocks[0]
+    return model
+
+
+class Normed(nn.Module):
+    """Batch norm, whose buffers every forward moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.net = nn.BatchNorm1d(WIDTH), Tiny(FusedAttention, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+
+
 def seeded(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         torch.manual_seed(0)
@@ -91,7 +167,8 @@ def seeded(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 MODES = {
     "plain": Mode(dropout=0.0),
     **{f"dropout in {a.__name__}": Mode(attention=a) for a in ATTENTIONS},
-    "bf16 autocast": Mode(autocast=True),
+    "bf16 autocast": Mode(autocast=torch.bfloat16),
+    "fp16 autocast, scaler": Mode(autocast=torch.float16, scaler=True),
     "scaler": Mode(scaler=True),
     "scaler, fused": Mode(scaler=True, optimizer=lambda p: torch.optim.AdamW(p, 0.01, fused=True)),
     "accumulation": Mode(accumulate=3),
@@ -104,6 +181,13 @@ MODES = {
     "fused": Mode(optimizer=lambda p: torch.optim.AdamW(p, 0.01, fused=True)),
     "TransformerEncoder": Mode(model=seeded(Encoder), evaluate=True),
     "Transformer": Mode(model=seeded(Seq2Seq), evaluate=True),
+    "LoRA": Mode(model=seeded(adapted), evaluate=True),
+    "frozen parts": Mode(model=seeded(frozen)),
+    "tied weights": Mode(model=seeded(tied)),
+    "shared layers": Mode(model=seeded(shared), evaluate=True),
+    "lengths change": Mode(lengths=True, accumulate=2),
+    "batch norm": Mode(model=seeded(Normed), evaluate=True),
+    "generation": Mode(model=seeded(Language), evaluate=True),
     "nn.MultiheadAttention, evaluated": Mode(attention=TorchAttention, evaluate=True),
 }
 
@@ -132,7 +216,7 @@ def build(mode: Mode) -> nn.Module:
 
 def run(mode: Mode, watch: dict[str, Any] | None) -> Trace:
     model = build(mode)
-    optimizer = mode.optimizer(model.parameters())
+    optimizer = mode.optimizer([p for p in model.parameters() if p.requires_grad])
     scaler = torch.amp.GradScaler("cpu", enabled=mode.scaler, init_scale=64.0)
     monitor = None if watch is None else EntropyMonitor(model, optimizer=optimizer, **watch)
     random.seed(3)
@@ -144,8 +228,10 @@ def run(mode: Mode, watch: dict[str, Any] | None) -> Trace:
         total = 0.0
         for _ in range(mode.accumulate):
             x, y = next(data)
+            if mode.lengths:
+                x = x[:, : 2 + len(losses) % 4]
             noise = random.random() + np.random.rand()  # noqa: NPY002
-            with torch.autocast("cpu", torch.bfloat16, enabled=mode.autocast):
+            with torch.autocast("cpu", mode.autocast, enabled=mode.autocast is not None):
                 loss = F.cross_entropy(model(x + noise), y)
             scaler.scale(loss).backward()
             total += loss.item()
@@ -159,6 +245,8 @@ def run(mode: Mode, watch: dict[str, Any] | None) -> Trace:
             with torch.no_grad():
                 evaluations.append(model(x))
             evaluations.append(model(x).detach())
+            if isinstance(model, Language):
+                evaluations.append(model.continued(x))
             model.train()
         if monitor is not None:
             report = monitor.step(loss, scalars={"total": total})

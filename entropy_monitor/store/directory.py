@@ -24,6 +24,7 @@ _LAUNCH = (
     "SLURM_JOB_ID",
     "SLURM_RESTART_COUNT",
 )
+_ID = "id"  # a launch that is told by the processes themselves
 _CLAIMS = 1000
 _ELSEWHERE = "Choose another run_dir"
 
@@ -54,19 +55,21 @@ def check_run_dir(run_dir: str | os.PathLike[str], model: Mapping[str, Any]) -> 
         )
 
 
-def next_session(run_dir: str | os.PathLike[str], model: Mapping[str, Any], rank: int = 0) -> int:
+def next_session(
+    run_dir: str | os.PathLike[str], model: Mapping[str, Any], rank: int = 0, launch: str = ""
+) -> int:
     """The number, from 0, of the session that `rank` would start in `run_dir`; claims nothing.
 
-    Ranks of one launch share a session without talking to each other: a rank joins the latest
-    session if that was begun by the same launch (by what the launcher put into the environment) and
-    the rank is not in it yet.
+    Ranks of one launch share a session without talking to each other: a rank joins the session that was
+    begun by the same launch if it is not in it yet. Without `launch`, that is told by what the launcher
+    put into the environment, which may be the same the next time: then only the latest session counts.
 
     Raises:
         RunDirectoryError: as in `check_run_dir`.
     """
     check_run_dir(run_dir, model)
     path = Path(run_dir)
-    return _next_free(path, rank, _launch()) if path.exists() else 0
+    return _next_free(path, rank, _launch(launch)) if path.exists() else 0
 
 
 def claim_session(run_dir: Path, info: RunInfo, rank: int) -> int:
@@ -91,6 +94,8 @@ def claim_session(run_dir: Path, info: RunInfo, rank: int) -> int:
 
 def _check_place(path: Path) -> None:
     for place in (path, *path.parents):
+        if not (place.exists() or place.is_symlink()):
+            continue  # another rank may make it at this very moment: asked for in this order
         if place.is_dir():
             if not os.access(place, os.W_OK | os.X_OK):
                 raise RunDirectoryError(
@@ -98,10 +103,9 @@ def _check_place(path: Path) -> None:
                     f"{_ELSEWHERE}, or change the rights of {place}."
                 )
             return
-        if place.exists() or place.is_symlink():
-            raise RunDirectoryError(
-                f"run_dir {path} cannot be a directory: {place} is there and is none. {_ELSEWHERE}."
-            )
+        raise RunDirectoryError(
+            f"run_dir {path} cannot be a directory: {place} is there and is none. {_ELSEWHERE}."
+        )
 
 
 def _read_run_file(run_dir: Path) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def _start_run(run_dir: Path, info: RunInfo) -> None:
 
 
 def _claim(run_dir: Path, info: RunInfo, rank: int) -> int:
-    launch = _launch()
+    launch = _launch(info.launch)
     payload = {
         "started": _now(),
         "host": socket.gethostname(),
@@ -179,9 +183,13 @@ def _next_free(run_dir: Path, rank: int, launch: Mapping[str, str]) -> int:
     if not files:
         return 0
     latest = files[-1].session
-    members = [file for file in files if file.session == latest]
-    joined = any(file.rank == rank for file in members)
-    return latest if not joined and _started_by(members, launch) else latest + 1
+    sessions = range(latest, -1, -1) if _ID in launch else (latest,)
+    for session in sessions:
+        members = [file for file in files if file.session == session]
+        joined = any(file.rank == rank for file in members)
+        if not joined and _started_by(members, launch):
+            return session
+    return latest + 1
 
 
 def _started_by(members: list[RunFile], launch: Mapping[str, str]) -> bool:
@@ -194,7 +202,9 @@ def _started_by(members: list[RunFile], launch: Mapping[str, str]) -> bool:
     return False
 
 
-def _launch() -> dict[str, str]:
+def _launch(launch: str) -> dict[str, str]:
+    if launch:
+        return {_ID: launch}
     return {name: os.environ[name] for name in _LAUNCH if name in os.environ}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +22,20 @@ _ORDER = {
 
 @dataclass(frozen=True)
 class Part:
-    """What one rank of one session wrote of one table, in the order of writing."""
+    """What one rank of one session wrote of one table, in the order of writing.
+
+    Attributes:
+        session: from 0.
+        rank: of the process.
+        rows: what it wrote.
+        group: the lowest of the ranks that worked on the same sequences (tensor parallel), None where it
+            worked on its own: what several of these read is the same reading.
+    """
 
     session: int
     rank: int
     rows: pa.Table
+    group: int | None = None
 
 
 def cutoffs(parts: Sequence[Part]) -> dict[int, int]:
@@ -54,16 +63,18 @@ def merge_table(table: Table, parts: Sequence[Part], ends: Mapping[int, int]) ->
     """The run's rows, one for each key, in the order of step and place in the model.
 
     Where a rank wrote a key twice, its later row counts. Where several ranks of a session wrote it,
-    `merge_ranks`.
+    `merge_ranks`; of ranks that read the same sequences, only the lowest counts there.
     """
-    sessions: dict[int, list[pa.Table]] = {}
+    sessions: dict[int, dict[int, list[pa.Table]]] = {}
     for part in sorted(parts, key=lambda part: (part.session, part.rank)):
         rows = part.rows
         if part.session in ends:
             rows = rows.filter(pa.array(rows["step"].to_numpy() < ends[part.session]))
         if rows.num_rows:
-            sessions.setdefault(part.session, []).append(_last_of_each(table, rows))
-    merged = [merge_ranks(table, ranks) for ranks in sessions.values()]
+            group = part.rank if part.group is None else part.group
+            groups = sessions.setdefault(part.session, {})
+            groups.setdefault(group, []).append(_last_of_each(table, rows))
+    merged = [merge_ranks(table, _without_copies(table, groups)) for groups in sessions.values()]
     if not merged:
         return arrow_schema(table).empty_table()
     rows = pa.concat_tables(merged)
@@ -76,7 +87,8 @@ def merge_events(
     """All ranks' events of the timeline that counts, in order of session, step and rank.
 
     Ranks that hold copies of the same heads find the same things: of alerts of one session that
-    concern the same kind, layer and heads at the same time, those of the lowest rank are kept.
+    concern the same kind, layer and heads at the same time, those of the lowest rank are kept. Ranks
+    number their alerts on their own: the ids of others than 0 are given the rank, as in `a-0001-r2`.
 
     Args:
         logs: by (session, rank), in the order of writing.
@@ -87,7 +99,7 @@ def merge_events(
         events: list[AlertEvent] = []
         kept: list[Alert] = []
         for rank in sorted(rank for s, rank in logs if s == session):
-            own = [e for e in logs[session, rank] if e.step < ends.get(session, e.step + 1)]
+            own = [_of_rank(rank, e) for e in logs[session, rank] if e.step < ends.get(session, e.step + 1)]
             new = [a for a in latest_alerts(own) if not any(_same(a, other) for other in kept)]
             identities = {_identity(alert) for alert in new}
             events += [event for event in own if _identity(event.alert) in identities]
@@ -107,6 +119,10 @@ def _identity(alert: Alert) -> tuple[str, int]:
     return alert.id, alert.opened
 
 
+def _of_rank(rank: int, event: AlertEvent) -> AlertEvent:
+    return replace(event, alert=replace(event.alert, id=f"{event.alert.id}-r{rank}")) if rank else event
+
+
 def _same(alert: Alert, other: Alert) -> bool:
     if (alert.kind, alert.layer) != (other.kind, other.layer):
         return False
@@ -115,6 +131,15 @@ def _same(alert: Alert, other: Alert) -> bool:
     begins_before_end = other.closed is None or alert.opened <= other.closed
     ends_after_begin = alert.closed is None or alert.closed >= other.opened
     return begins_before_end and ends_after_begin
+
+
+def _without_copies(table: Table, groups: Mapping[int, Sequence[pa.Table]]) -> list[pa.Table]:
+    if all(column.merge in (None, "same") for column in table.columns):
+        return [rows for ranks in groups.values() for rows in ranks]  # copies do no harm, and may know more
+    return [
+        ranks[0] if len(ranks) == 1 else _last_of_each(table, pa.concat_tables(reversed(ranks)))
+        for ranks in groups.values()
+    ]
 
 
 def _last_of_each(table: Table, rows: pa.Table) -> pa.Table:

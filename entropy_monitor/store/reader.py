@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from entropy_monitor.errors import RunDirectoryError
 from entropy_monitor.records import TABLES, AlertEvent
-from entropy_monitor.store import documents
+from entropy_monitor.store import copies, documents
 from entropy_monitor.store.events import decode_events
 from entropy_monitor.store.layout import FORMAT, RUN_FILE, RunFile, run_files
 from entropy_monitor.store.merge import Part, cutoffs, merge_events, merge_table
@@ -73,7 +73,10 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunData:
     back to its checkpoint, so all that earlier sessions measured at or after the later one's first
     step is left out (as TensorBoard purges on restart). It stays on disk.
 
-    Ranks: rows of the same key are merged, weighted by `rows_read`.
+    Ranks: rows of the same key are merged, weighted by `rows_read`; of ranks that worked on the same
+    sequences (tensor parallel), one row counts. Heads that are split over ranks come side by side. Rows of
+    ranks whose weights are others than those of the lowest rank (tensor parallel without DTensors) are left
+    out, and `problems` says so.
 
     Raises:
         RunDirectoryError: there is no run at `run_dir`, or one of a newer format.
@@ -105,14 +108,19 @@ class RunReader:
         files = self._files()
         problems: list[str] = []
         info = self._info(problems)
-        parts = {table.name: self._parts(table.name, files, problems) for table in TABLES}
+        plans = _plans(files, problems)
+        groups = {key: _group(key[1], plan) for key, plan in plans.items()}
+        parts = {table.name: self._parts(table.name, files, groups, problems) for table in TABLES}
         ends = cutoffs([part for found in parts.values() for part in found])
-        merged = {table.name: merge_table(table, parts[table.name], ends) for table in TABLES}
+        others = copies.strangers(parts)
+        problems += copies.in_words(others)
+        merged = {t.name: merge_table(t, copies.without(parts[t.name], others), ends) for t in TABLES}
+        logs = copies.events_without(_event_logs(files, problems), others)
         return RunData(
             path=self.path,
             info=info,
-            plan=_latest_plan(files, problems),
-            alerts=merge_events(_event_logs(files, problems), ends),
+            plan=_latest(plans),
+            alerts=merge_events(logs, ends),
             sessions=self._sessions(files, parts, ends, problems),
             problems=problems,
             **merged,
@@ -137,7 +145,13 @@ class RunReader:
             )
         return info
 
-    def _parts(self, kind: str, files: Sequence[RunFile], problems: list[str]) -> list[Part]:
+    def _parts(
+        self,
+        kind: str,
+        files: Sequence[RunFile],
+        groups: Mapping[tuple[int, int], int],
+        problems: list[str],
+    ) -> list[Part]:
         (table,) = (table for table in TABLES if table.name == kind)
         parts = []
         for file in files:
@@ -145,7 +159,8 @@ class RunReader:
                 continue
             stream = self._streams.setdefault(file.path, StreamReader(file.path, table))
             try:
-                parts.append(Part(file.session, file.rank, stream.poll()))
+                group = groups.get((file.session, file.rank))
+                parts.append(Part(file.session, file.rank, stream.poll(), group))
             except OSError as error:
                 problems.append(f"{file.path.name} cannot be read: {error}")
             problems += stream.problems
@@ -216,16 +231,25 @@ def _event_logs(
     return logs
 
 
-def _latest_plan(files: Sequence[RunFile], problems: list[str]) -> dict[str, Any]:
-    plan: dict[str, Any] = {}
-    latest = -1
-    for file in files:
-        if file.kind != "plan":
-            continue
-        found = _document(file.path, problems).get("plan", {})
-        if found and file.session > latest:
-            plan, latest = found, file.session
-    return plan
+def _plans(files: Sequence[RunFile], problems: list[str]) -> dict[tuple[int, int], dict[str, Any]]:
+    """What each rank of each session says that it measured; what is damaged or empty is left out."""
+    plans = {
+        (file.session, file.rank): _document(file.path, problems).get("plan", {})
+        for file in files
+        if file.kind == "plan"
+    }
+    return {key: plan for key, plan in plans.items() if plan}
+
+
+def _latest(plans: Mapping[tuple[int, int], dict[str, Any]]) -> dict[str, Any]:
+    """That of the lowest rank of the latest session."""
+    return plans[min(plans, key=lambda key: (-key[0], key[1]))] if plans else {}
+
+
+def _group(rank: int, plan: Mapping[str, Any]) -> int:
+    """The lowest of the ranks that worked on the same sequences as this one."""
+    layers = (layer for layer in plan.values() if isinstance(layer, Mapping))
+    return min((int(other) for layer in layers for other in layer.get("ranks", ())), default=rank)
 
 
 def _document(path: Path, problems: list[str]) -> dict[str, Any]:

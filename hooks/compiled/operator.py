@@ -55,6 +55,11 @@ def register(plan: Plan) -> int:
     return plan.key
 
 
+def plan_of(key: Any) -> Plan | None:
+    """The plan of a key."""
+    return _plans.get(key)
+
+
 def listen(owner: object, read: Read | None) -> None:
     """Have a watcher's reader called from now on; None ends it."""
     if read is None:

@@ -17,6 +17,8 @@ from entropy_monitor.hooks.logits import Logits
 from entropy_monitor.hooks.products import Contraction
 from entropy_monitor.hooks.projections import Projection
 
+_FORMAT = 1  # of compiled code that reads, which torch keeps on disk: raise it when that changes
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -154,7 +156,7 @@ class Plan:
     @property
     def key(self) -> int:
         """A number that any process gives to the same plan: compiled code is cached on disk."""
-        return int.from_bytes(hashlib.sha256(repr(self).encode()).digest()[:7], "big")
+        return int.from_bytes(hashlib.sha256(f"{_FORMAT} {self!r}".encode()).digest()[:7], "big")
 
 
 class OutOfReachError(Exception):

@@ -22,6 +22,8 @@ from typing import Any, Protocol
 from torch import fx, nn
 from torch.nn.modules import module as modules
 
+from entropy_monitor.hooks.compiled import partition
+
 
 class Reader(Protocol):
     """A watcher's part in compiled code."""
@@ -119,10 +121,17 @@ def _install() -> None:
 
     _originals[:] = [eval_frame._callback_from_stance, OutputGraph.call_user_compiler]
     _put(_choose, _compile)
+    partition.install(_refuse)
 
 
 def _uninstall() -> None:
     _put(*_originals)
+    partition.uninstall()
+
+
+def _refuse(layer: str, why: str) -> None:
+    for reader in _armed:
+        reader.refuse([layer], why)
 
 
 def _put(choose: Any, compiler: Any) -> None:
@@ -261,6 +270,7 @@ def _compile(graph: Any, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
     compiler = _originals[1]
     if not getattr(_compiling, "depth", 0):
         return compiler(graph, module, inputs)
+    partition.install(_refuse)  # it may be in use only since
     change = _rewriters[0](_armed, module, inputs, graph)
     if change is None:
         return compiler(graph, module, inputs)

@@ -36,14 +36,18 @@ def info(**changes: Any) -> RunInfo:
 def columns(
     table: Table, step: int, layers: tuple[str, ...] = NAMES, heads: int = 2, shift: float = 0.0
 ) -> Columns:
-    """Numbers that are all different: the step, the row and the column tell what they must be."""
+    """Numbers that are all different: the step, the row and the column tell what they must be.
+
+    `shift` is added to what may differ from rank to rank; the weights are the same on all.
+    """
     per_layer = heads if table is HEADS else 1
     count = per_layer * len(layers)
     row = np.arange(count)
     made: Columns = {}
     for place, column in enumerate(table.columns):
         if column.dtype == "float32":
-            made[column.name] = (step + row / 16 + place / 1024 + shift).astype(np.float32)
+            own = 0.0 if column.merge == "same" else shift
+            made[column.name] = (step + row / 16 + place / 1024 + own).astype(np.float32)
         else:
             made[column.name] = np.zeros(count, dtype=np.int64)
     made["step"] = np.full(count, step)

@@ -207,3 +207,14 @@ def test_the_run_file_says_what_ran(tmp_path: Path) -> None:
     assert plain["model"] == MODEL
     assert plain["versions"]["torch"] == "2"
     assert plain["format"] == 1
+
+
+def test_ranks_find_the_session_of_their_launch_even_if_others_went_on(tmp_path: Path) -> None:
+    assert claim_session(tmp_path, info(), 0) == 0  # one process
+    assert claim_session(tmp_path, info(launch="a-1"), 1) == 1
+    assert claim_session(tmp_path, info(launch="a-1"), 0) == 1
+    assert claim_session(tmp_path, info(launch="a-2"), 0) == 2
+    assert next_session(tmp_path, MODEL, 2, "a-1") == 1
+    assert claim_session(tmp_path, info(launch="a-1"), 2) == 1
+    assert claim_session(tmp_path, info(launch="a-2"), 1) == 2
+    assert claim_session(tmp_path, info(launch="b-1"), 3) == 3

@@ -92,4 +92,22 @@ def test_ranks_that_see_the_same_are_heard_once() -> None:
         (1, 1): (event(60, id_="x"),),
     }
     found = [alert.id for alert in latest_alerts(merge_events(logs, {}))]
-    assert found == ["a", "other heads", "other layer", "other kind", "later", "x"]
+    assert found == ["a", "other heads-r1", "other layer-r1", "other kind-r1", "later-r1", "x-r1"]
+
+
+def test_of_ranks_that_read_the_same_sequences_one_counts() -> None:
+    lower, upper = part(0, [0, 10]).rows, part(0, [0], shift=0.5).rows
+    parts = [Part(0, 1, upper, group=0), Part(0, 0, lower, group=0)]
+    assert merge_table(HEADS, parts, {}).equals(lower)
+    both = merge_table(HEADS, [*parts, Part(0, 2, upper)], {})
+    rows = dict(zip(both["step"].to_pylist(), both["rows_read"].to_pylist(), strict=True))
+    assert rows == {0: 64, 10: 32}
+
+
+def test_heads_of_several_ranks_come_side_by_side() -> None:
+    rows = part(0, [0]).rows
+    place = rows.schema.get_field_index("head")
+    moved = rows.set_column(place, rows.schema.field(place), pa.array(rows["head"].to_numpy() + 2))
+    found = merge_table(HEADS, [Part(0, 0, rows, group=0), Part(0, 1, moved, group=0)], {})
+    assert found["head"].to_pylist() == [0, 1, 2, 3] * 2
+    assert found["rows_read"].to_pylist() == [32] * 8
