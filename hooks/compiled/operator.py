@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,23 +24,34 @@ _tags = [
     for name in ("needs_exact_strides", "cudagraph_unsafe")
     if hasattr(torch.Tag, name)
 ]
-_library.define("read(int plan, Tensor?[] tensors, SymInt[] sizes) -> ()", tags=tuple(_tags))  # type: ignore[no-untyped-call]
+_library.define("read(int plan, Tensor?[] tensors, SymInt[] sizes, str code='') -> ()", tags=tuple(_tags))  # type: ignore[no-untyped-call]
 
 
-def _run(plan: int, tensors: list[Tensor | None], sizes: list[int]) -> None:
+def _run(plan: int, tensors: list[Tensor | None], sizes: list[int], code: str = "") -> None:
     known = _plans.get(plan)
-    if known is None:
+    if known is None or not _readers:
         return
     # As outside of an operator, where there is autograd, which vmap asks for.
     include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     for name in _AUTOGRAD:
         exclude = exclude.remove(getattr(torch._C.DispatchKey, name))
     with torch._C._ForceDispatchKeyGuard(include, exclude), torch.no_grad():
+        if code:
+            tensors, sizes = _function(code)(*tensors, *sizes)
         for read in list(_readers.values()):
             read(known, tensors, sizes)
 
 
-def _run_fake(plan: int, tensors: list[Tensor | None], sizes: list[Any]) -> None:
+@functools.cache
+def _function(code: str) -> Callable[..., Any]:
+    """What makes a call's tensors and sizes of what the operator is given: code that `partition` wrote."""
+    names = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}
+    exec(code, names)  # noqa: S102  ours
+    made: Callable[..., Any] = names["forward"]  # type: ignore[assignment]
+    return functools.partial(made, None)
+
+
+def _run_fake(plan: int, tensors: list[Tensor | None], sizes: list[Any], code: str = "") -> None:
     """While a graph is compiled, nothing is read."""
 
 

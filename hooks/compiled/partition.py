@@ -8,6 +8,7 @@ what of its arguments has gone meanwhile computed for it alone.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,23 @@ Refuse = Callable[[str, str], None]
 
 _MODULE = "torch._inductor.compile_fx"
 _NAME = "partition_fn"
+_KERNELS = (
+    "aten.mm.",
+    "aten.addmm.",
+    "aten.bmm.",
+    "aten.baddbmm.",
+    "aten.convolution.",
+    "scaled_dot_product",
+)
+_VIEWS: tuple[str, ...] = (
+    "aten.view.",
+    "aten.permute.",
+    "aten.transpose.",
+    "aten.expand.",
+    "aten.select.",
+    "aten.slice.",
+)
+_VIEWS += ("aten.unsqueeze.", "aten.squeeze.", "aten.t.", "aten.alias.", "aten.detach.", "aten._unsafe_view.")
 _original: list[Any] = []
 
 
@@ -85,29 +103,83 @@ def _reads(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _put_back(graph: fx.Graph, read: fx.Node) -> None:
-    """Copy the operator, and what it needs and is no longer there, behind the last of what is."""
-    order = {node.name: i for i, node in enumerate(graph.nodes)}
+    """Call the operator with what lies in memory anyway; it computes its arguments from that itself.
+
+    To have Inductor write more to memory would have it make other kernels, that round in other ways.
+    """
+    own = fx.Graph()
     present = {node.name: node for node in graph.nodes}
-    missing: list[fx.Node] = []
-    _collect(read, present, missing)
-    needed = [present[a.name] for node in missing for a in node.all_input_nodes if a.name in present]
+    copies: dict[fx.Node, Any] = {}
+    leaves: dict[fx.Node, fx.Node] = {}
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node in copies:
+            found: fx.Node = copies[node]
+            return found
+        here = present.get(node.name)
+        if here is not None and (_lies_in_memory(here) or _is_random(node)):
+            leaves[node] = here
+            copies[node] = own.placeholder(node.name)
+        elif node.op != "call_function" or _is_random(node):
+            raise _GoneError(node.name)
+        else:
+            for argument in node.all_input_nodes:
+                copied(argument)
+            copies[node] = own.node_copy(node, lambda a: copies[a])
+        made: fx.Node = copies[node]
+        return made
+
+    key, tensors, sizes = read.args[:3]
+    wanted = [[copied(n) if isinstance(n, fx.Node) else n for n in part] for part in (tensors, sizes)]  # type: ignore[union-attr]
+    own.output(tuple(wanted))
+    _inputs_first(own)
+    is_number = {node: not isinstance(node.meta.get("val"), torch.Tensor) for node in leaves}
+    given = sorted(leaves, key=is_number.__getitem__)  # tensors first
+    _in_order(own, [copies[node] for node in given])
+    code = fx.GraphModule({}, own).code
+    held = [leaves[node] for node in given if not is_number[node]]
+    numbers = [leaves[node] for node in given if is_number[node]]
+    order = {node: i for i, node in enumerate(graph.nodes)}
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    last = max([*needed, inputs[-1]], key=lambda node: order[node.name])
-    made: dict[fx.Node, fx.Node] = {}
-    for node in missing:
-        with graph.inserting_after(last):
-            last = graph.node_copy(node, lambda a: made[a] if a in made else present[a.name])
-        made[node] = last
+    last = max([*held, *numbers, inputs[-1]], key=order.__getitem__)
+    with graph.inserting_after(last):
+        graph.call_function(READ, (key, held, numbers, code))
 
 
-def _collect(node: fx.Node, present: dict[str, fx.Node], missing: list[fx.Node]) -> None:
-    """A node and those before it that are not there, in order."""
-    if node in missing or (node.name in present and node.target is not READ):
-        return
-    if node.op != "call_function":
-        raise _GoneError(str(node.name))
-    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-        raise _GoneError(f"{node.target} is random")
-    for argument in node.all_input_nodes:
-        _collect(argument, present, missing)
-    missing.append(node)
+def _inputs_first(graph: fx.Graph) -> None:
+    """Placeholders before everything else."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    _in_order(graph, inputs)
+
+
+def _in_order(graph: fx.Graph, inputs: list[fx.Node]) -> None:
+    for node in reversed(inputs):
+        next(iter(graph.nodes)).prepend(node)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _lies_in_memory(node: fx.Node) -> bool:
+    """Whether Inductor writes a node's result to memory whatever else uses it."""
+    if isinstance(node.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat)):
+        return True
+    if not isinstance(node.meta.get("val"), torch.Tensor):
+        return False  # several tensors
+    part = node.target is operator.getitem and isinstance(node.args[0], fx.Node) and _is_kernel(node.args[0])
+    return node.op == "placeholder" or _is_kernel(node) or part or _feeds_kernel(node)
+
+
+def _feeds_kernel(node: fx.Node) -> bool:
+    return any(_is_kernel(user) or (_is_view(user) and _feeds_kernel(user)) for user in node.users)
+
+
+def _is_kernel(node: fx.Node) -> bool:
+    """Whether a node is no elementwise function, reduction or view, but a kernel that is called as it is."""
+    name = str(node.target)
+    return node.op == "call_function" and any(word in name for word in _KERNELS) and node.target is not READ
+
+
+def _is_view(node: fx.Node) -> bool:
+    return node.op == "call_function" and any(name in str(node.target) for name in _VIEWS)
