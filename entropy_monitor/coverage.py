@@ -247,10 +247,10 @@ def not_found(
         text += f"\n  {layer}: {why}"
     if faults:
         text += f"\nReading failed ({dict(faults)}); the log says why."
-    if rejected or sightings.forwards == 0:
+    if sightings.forwards == 0:
         return text
     unseen = unseen_attention(model, [])[:5]
-    if unseen:
+    if unseen and not rejected:
         text += (
             f"\nBy class, name or code attention is expected in {', '.join(unseen)}. Kernels of "
             "one's own (an extension, Triton, a torch.autograd.Function around them) cannot be read."

@@ -200,8 +200,8 @@ class EntropyMonitor:
         """
         if self._closed or os.getpid() != self._pid:  # a forked worker has no threads to deliver with
             return StepReport(self._schedule.next if step is None else step, False)
-        if not self._confirmed:
-            self._confirm(loss, step, scalars)
+        if not self._confirmed and not self._confirm(loss, step, scalars):
+            return StepReport(self._schedule.next if step is None else step, False)
         report = self._guard.run(_ENDING, self._end_step, loss, step, scalars)
         if report is None and self._guard.is_off(_ENDING):
             self._let_go()
@@ -266,13 +266,16 @@ class EntropyMonitor:
         self._guard.run("leaving the optimizer", self._weights.close)
         self._guard.run("forgetting figures", self._recorder.begin, self._schedule.next)
 
-    def _confirm(self, loss: object, step: object, scalars: object) -> None:
-        """The last moment at which a mistake may raise."""
+    def _confirm(self, loss: object, step: object, scalars: object) -> bool:
+        """The last moment at which a mistake may raise; returns whether there is anything to watch."""
         check_scalars(loss, scalars)
         opt.check_step(step)
         if self._recorder.is_empty:
             text = self._coverage.why_nothing()
             self.close()
+            if opt.is_distributed():  # other ranks may have some, and would wait for this one for ever
+                logger.warning("entropy-monitor: this rank is not watched. %s", text)
+                return False
             raise AttentionNotFoundError(text)
         self._confirmed = True
         first_rank = self._store.rank == 0
@@ -283,6 +286,7 @@ class EntropyMonitor:
                 "give step= or call load_state_dict()",
                 self.run_dir,
             )
+        return True
 
     def _end_step(
         self, loss: Number | None, step: int | None, scalars: Mapping[str, Number] | None

@@ -172,7 +172,8 @@ def check_attention(model: nn.Module, owners: Sequence[str], example_inputs: obj
     _check_compiled(model)
     if example_inputs is not None:
         _probe(model, owners, example_inputs)
-    elif not owners and not attention_candidates(model):
+    elif not owners and not attention_candidates(model) and not is_distributed():
+        # Of several processes one may hold a part of a model that has no attention.
         raise AttentionNotFoundError(
             f"{type(model).__name__} has no attention: looked for nn.MultiheadAttention, for modules whose "
             "class or name speaks of attention, and for code that calls scaled_dot_product_attention or a "

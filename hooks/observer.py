@@ -28,6 +28,9 @@ from entropy_monitor.hooks.unread import UnreadError
 class Receiver(Protocol):
     """What is told of each attention call, inside the forward, without gradients."""
 
+    def expect(self, calls: Sequence[tuple[str, int]]) -> None:
+        """Layers and calls in the order in which they are written: compiled code may run in another."""
+
     def attention(self, call: AttentionCall) -> None:
         """One attention call, before the function itself runs."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -141,6 +141,8 @@ class Recorder:
         self._rows = rows
         self._keep_evidence = keep_evidence
         self._want_map = want_map
+        self._order: dict[tuple[str, int], int] = {}  # of execution, by layer and call
+        self._indices: dict[str, int] = {}
         self._lock = threading.RLock()  # a model may run on several threads
         self.begin(0)
 
@@ -156,6 +158,13 @@ class Recorder:
     def is_empty(self) -> bool:
         """Whether nothing was read since `begin`."""
         return not self._readings
+
+    def expect(self, calls: Sequence[tuple[str, int]]) -> None:
+        """See `Receiver`."""
+        with self._lock:
+            for layer, call in calls:
+                self._order.setdefault((layer, call), len(self._order))
+                self._indices.setdefault(layer, len(self._indices))
 
     def attention(self, call: AttentionCall) -> None:
         """See `Receiver`."""
@@ -182,11 +191,12 @@ class Recorder:
 
     def harvest(self) -> Harvest:
         """What was read since `begin`. Valid until the next `begin`."""
+        readings = sorted(self._readings.values(), key=lambda r: self._order[r.layer, r.call])
         index = tuple(
             HeadIndex(r.layer, self.layers[r.layer].index, r.call, r.heads, r.attention, r.first_head)
-            for r in self._readings.values()
+            for r in readings
         )
-        figures = [reading.figures() for reading in self._readings.values()]
+        figures = [reading.figures() for reading in readings]
         device = figures[0].device
         layers = tuple(dict.fromkeys((i.layer, i.layer_index) for i in index))
         unknown = torch.full((), float("nan"), device=device)
@@ -204,10 +214,11 @@ class Recorder:
 
     def _read(self, call: AttentionCall) -> None:
         _require_values(call)
+        self.expect([(call.layer, call.call)])
         parts = self.layers.get(call.layer)
         is_new = parts is None
         if parts is None:
-            parts = self.layers[call.layer] = LayerParts.of(len(self.layers), call)
+            parts = self.layers[call.layer] = LayerParts.of(self._indices[call.layer], call)
         parts.ranks = call.ranks or parts.ranks
         parts.sharded |= call.sharded
         known = parts.projections

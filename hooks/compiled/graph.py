@@ -139,7 +139,11 @@ class GraphObserver(Observer):
         super().__init__(names, self, Guard(), sightings, patterns, {})
         self.guard = self._guard
         self.at: tuple[Traced, fx.Node] | None = None
+        self.order: list[tuple[str, int]] = []
         self._by_layer: dict[str, GraphCall] = {}
+
+    def expect(self, calls: Sequence[tuple[str, int]]) -> None:
+        """See `Receiver`; never called here."""
 
     def attention(self, call: AttentionCall) -> None:
         """See `Receiver`; never called here."""
@@ -202,6 +206,7 @@ class GraphObserver(Observer):
             bool(split),
         )
         traced.calls.append(call)
+        self.order.append((layer, call.call))
         self._by_layer[layer] = call
         self.await_output(layer, seen)
 

@@ -86,9 +86,10 @@ def _partition(original: Any, refuse: Refuse, module: fx.GraphModule, inputs: An
         module.graph.erase_node(node)
     module.recompile()
     forward, backward = original(module, inputs, **kwargs)
+    after: fx.Node | None = None
     for node in _reads(whole):
         try:
-            _put_back(forward.graph, node)
+            after = _put_back(forward.graph, node, after)
         except _GoneError as error:
             plan = plan_of(node.args[0])
             if plan is not None:
@@ -102,7 +103,7 @@ def _reads(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "call_function" and node.target is READ]
 
 
-def _put_back(graph: fx.Graph, read: fx.Node) -> None:
+def _put_back(graph: fx.Graph, read: fx.Node, after: fx.Node | None) -> fx.Node:
     """Call the operator with what lies in memory anyway; it computes its arguments from that itself.
 
     To have Inductor write more to memory would have it make other kernels, that round in other ways.
@@ -141,9 +142,10 @@ def _put_back(graph: fx.Graph, read: fx.Node) -> None:
     numbers = [leaves[node] for node in given if is_number[node]]
     order = {node: i for i, node in enumerate(graph.nodes)}
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    last = max([*held, *numbers, inputs[-1]], key=order.__getitem__)
+    behind = [*held, *numbers, inputs[-1], *([] if after is None else [after])]  # calls stay in order
+    last = max(behind, key=order.__getitem__)
     with graph.inserting_after(last):
-        graph.call_function(READ, (key, held, numbers, code))
+        return graph.call_function(READ, (key, held, numbers, code))
 
 
 def _inputs_first(graph: fx.Graph) -> None:

@@ -123,6 +123,7 @@ class Plan:
         by_hand: see `Site`.
         layer: the owner's name when the graph was compiled.
         call: nth call of this owner in the graph.
+        order: of all layers and calls of the graph.
         later: W_V and W_O, where they are known.
         anchor: tells the owner's name when the graph runs.
         around: name of the module that ran eagerly around the graph when it was compiled: without an anchor,
@@ -143,6 +144,7 @@ class Plan:
     by_hand: bool
     layer: str
     call: int
+    order: tuple[tuple[str, int], ...]
     later: tuple[tuple[Role, Whole], ...]
     anchor: Anchor | None
     around: str | None

@@ -110,6 +110,7 @@ class CompiledReader:
             return
         owner = self._modules[layer]
         renamed = _Renamed(path_of(plan.layer, owner), path_of(layer, owner))
+        self._receiver.expect([(renamed.sibling(name), call) for name, call in plan.order])
         thaw = Thaw(
             tensors,
             sizes,
@@ -192,6 +193,16 @@ class _Renamed:
         if self._old and not name.startswith(self._old + "."):
             return name
         return f"{self._new}.{name.removeprefix(self._old).lstrip('.')}".lstrip(".")
+
+    def sibling(self, name: str) -> str:
+        """The name of another layer of the same graph: what is before the common end of both changes."""
+        old, new = self._old.split("."), self._new.split(".")
+        while old and new and old[-1] == new[-1]:
+            old, new = old[:-1], new[:-1]
+        before = ".".join([*old, ""]) if old else ""
+        if not name.startswith(before) or (not old and new):
+            return name
+        return ".".join([*new, ""]) + name.removeprefix(before) if new else name.removeprefix(before)
 
 
 def _place(parameter: Tensor) -> int:

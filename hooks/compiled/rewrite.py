@@ -75,7 +75,7 @@ def rewrite(
         where = "" if root is None else names[root]
         sightings.rejected[where] = f"compiled code that is given {error}"
         graphs = []
-    undo, left_out = insert(graphs, inputs, names, around)
+    undo, left_out = insert(graphs, inputs, names, around, tuple(observer.order))
     for layer, why in {**sightings.rejected, **left_out}.items():
         for reader in readers:
             reader.refuse([layer], why)
@@ -115,6 +115,7 @@ def insert(
     inputs: Sequence[Any],
     names: Mapping[nn.Module, str],
     around: nn.Module | None,
+    order: tuple[tuple[str, int], ...],
 ) -> tuple[list[Undo], dict[str, str]]:
     """Insert the operator.
 
@@ -123,6 +124,7 @@ def insert(
         inputs: of the captured graph, real.
         names: qualified name of every watched module.
         around: the module that runs eagerly around the graph.
+        order: of all layers and calls.
 
     Returns:
         What undoes it, to be called from the last to the first, and why calls were left out, by layer.
@@ -140,7 +142,7 @@ def insert(
     for traced in graphs:
         for call in traced.calls:
             try:
-                _insert(traced, call, by_fake, owners, None if around is None else names[around], undo)
+                _insert(traced, call, by_fake, owners, None if around is None else names[around], order, undo)
             except OutOfReachError:
                 left_out[call.layer] = "its queries or keys are not among the values of the compiled graph"
     if undo:
@@ -161,6 +163,7 @@ def _insert(
     by_fake: Mapping[int, str],
     owners: Names,
     around: str | None,
+    order: tuple[tuple[str, int], ...],
     undo: list[Undo],
 ) -> None:
     arguments = Arguments(traced, call, by_fake, owners, undo)
@@ -186,6 +189,7 @@ def _insert(
         call.by_hand,
         call.layer,
         call.call,
+        order,
         tuple(later),
         anchor,
         around,

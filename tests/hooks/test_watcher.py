@@ -7,6 +7,7 @@ import io
 import pickle
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,13 +183,18 @@ def test_compiled_parts_are_read_with_the_others() -> None:
     torch.compiler.reset()
 
 
-def test_a_compiled_model_that_lets_nothing_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_model_that_lets_nothing_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """As under a version of torch whose insides are others."""
     monkeypatch.setattr("entropy_monitor.hooks.compiled.switch.available", lambda: False)
     model = NanoGPT(True)
     model.compile(backend="eager")
-    with pytest.raises(em.AttentionNotFoundError, match=r"NanoGPT.* is compiled"):
-        em.measure(model, ids())
+    monkeypatch.setattr("entropy_monitor.options.compiled_code_is_read", lambda: False)
+    with pytest.raises(
+        em.errors.ConfigurationError, match=r"NanoGPT.* is compiled, and this version of torch"
+    ):
+        em.EntropyMonitor(model, run_dir=tmp_path / "run")
     torch.compiler.reset()
 
 
