@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import overrides
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from entropy_monitor.hooks.sources import python_functions
@@ -33,11 +34,21 @@ class Interceptor(TorchFunctionMode):
     def off(self) -> None:
         """See them no longer."""
         if not self._paused:
-            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._leave_stack()
         self._paused = False
         if self._undo is not None:
             self._undo()
             self._undo = None
+
+    def _leave_stack(self) -> None:
+        """Take this mode off; an interrupt may have left it below modes of the user's."""
+        if self not in overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            return
+        above = []
+        while (mode := overrides._pop_mode()) is not self:  # type: ignore[no-untyped-call]
+            above.append(mode)
+        for mode in reversed(above):
+            overrides._push_mode(mode)  # type: ignore[no-untyped-call]
 
     def pause(self) -> Callable[[], object] | None:
         """See no torch function until what is returned is called; None where that cannot be done now."""

@@ -61,6 +61,8 @@ def unseen_attention(model: nn.Module, seen: Collection[str]) -> list[str]:
     for module, name in names.items():
         if name in inner or is_leaf(module) or not _has_matrix(module):
             continue
+        if hasattr(module, "base_layer"):
+            continue  # an adapter around a layer is no more than that layer
         if isinstance(module, nn.MultiheadAttention) or _attends(type(module)):
             by_code.append(name)
         elif _has_word(name.rsplit(".", 1)[-1], _SURE_WORDS):

@@ -126,6 +126,8 @@ class Watcher:
     def _enter(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
         if torch.compiler.is_compiling() or module not in self.names:
             return
+        if torch._C._get_tracing_state() is not None:
+            return  # torch.jit.trace compares what it sees in two runs
         if torch._C._current_graph_task_id() != -1:
             return  # a checkpointed forward that runs again inside backward: already read
         callback = set_eval_frame(None)  # the compiler goes through what runs within compiled code
@@ -170,6 +172,9 @@ class Watcher:
 
     def _begin(self, module: nn.Module) -> None:
         self.sightings.forwards += 1
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            self.sightings.skipped["inside torch.func (vmap, grad, …)"] += 1
+            return
         if self._skips(torch.is_grad_enabled(), module.training):
             return
         forward = self._forward

@@ -87,6 +87,7 @@ class GraphCall:
         first_head: see `AttentionCall`.
         ranks: see `AttentionCall`.
         sharded: see `AttentionCall`.
+        autocast: device type and dtype of the autocast around it, if there is one.
     """
 
     node: fx.Node
@@ -102,6 +103,13 @@ class GraphCall:
     first_head: int = 0
     ranks: tuple[int, ...] = ()
     sharded: bool = False
+    autocast: tuple[str, torch.dtype] | None = None
+
+
+def _autocast(seen: Seen) -> tuple[str, torch.dtype] | None:
+    rows = seen.logits if seen.inputs is None else seen.inputs.q
+    device = "cpu" if rows is None else rows.device.type
+    return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
 
 @dataclass
@@ -204,6 +212,7 @@ class GraphObserver(Observer):
             first,
             tuple(sorted(self._ranks)),
             bool(split),
+            _autocast(seen),
         )
         traced.calls.append(call)
         self.order.append((layer, call.call))

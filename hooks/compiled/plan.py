@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from entropy_monitor.hooks import sharding
@@ -129,6 +130,7 @@ class Plan:
         around: name of the module that ran eagerly around the graph when it was compiled: without an anchor,
             the one that runs there later tells the owner's name.
         parameters: which tensors are parameters, and of what name.
+        autocast: device type and dtype of the autocast around the call, if there is one.
         gradients: whether the graph was compiled for a forward with gradients.
         training: whether the owner was in training mode.
         first_head: see `AttentionCall`.
@@ -149,6 +151,7 @@ class Plan:
     anchor: Anchor | None
     around: str | None
     parameters: tuple[tuple[int, str], ...]
+    autocast: tuple[str, torch.dtype] | None
     gradients: bool
     training: bool
     first_head: int = 0

@@ -88,6 +88,14 @@ class CompiledReader:
         """Note why layers are not read."""
         self._sightings.rejected.update((layer, why) for layer in layers if layer in self._modules)
 
+    def fault(self, error: Exception) -> None:
+        """Take note of an error of ours."""
+
+        def again() -> None:
+            raise error
+
+        self._guard.run(_COMPILING, again)
+
     def seen(self) -> None:
         """Note that a forward runs in compiled code."""
         self._sightings.forwards += 1

@@ -89,7 +89,8 @@ def read(
 ) -> tuple[Seen, Identified] | None:
     """What a call of an owner of a name attends with, and its projections; see `ReplayedSite`."""
     site = ReplayedSite(plan, thaw, settled, lineage)
-    with torch.no_grad():
+    device, dtype = plan.autocast or ("cpu", None)
+    with torch.no_grad(), torch.autocast(device, dtype, enabled=plan.autocast is not None):
         seen = source_named(plan.source).read(thaw(plan.args), thaw(plan.kwargs), site)
         if seen is None:
             return None

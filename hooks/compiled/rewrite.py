@@ -194,6 +194,7 @@ def _insert(
         anchor,
         around,
         tuple((i, names[node]) for i, node in enumerate(arguments.tensors) if node in names),
+        call.autocast,
         torch.is_grad_enabled(),
         call.owner.training,
         call.first_head,

@@ -37,6 +37,9 @@ class Reader(Protocol):
     def refuse(self, layers: Iterable[str], why: str) -> None:
         """Note why layers are not read."""
 
+    def fault(self, error: Exception) -> None:
+        """Take note of an error of ours."""
+
 
 @dataclass
 class Change:
@@ -112,6 +115,7 @@ def disarm(reader: Reader) -> None:
             return
         _armed[:] = kept
         if not kept:
+            _rewriters.clear()
             _uninstall()
 
 
@@ -144,12 +148,20 @@ def _put(choose: Any, compiler: Any) -> None:
 
 def _choose(callback: Any) -> Any:
     """The callback that Dynamo is to use in place of `callback`."""
+    chosen = _originals[0](callback)
+    try:
+        return _version(callback, chosen)
+    except Exception as error:  # noqa: BLE001  the user's version is always there
+        for reader in _armed:
+            reader.fault(error)
+        return chosen
+
+
+def _version(callback: Any, chosen: Any) -> Any:
     from torch._dynamo import config
 
-    chosen = _originals[0](callback)
     if callback is None:
         _tell_of_island()
-        return chosen
     if not _armed or config.disable or chosen is None:
         return chosen  # nothing is compiled
     _tell_of_entry()
@@ -168,7 +180,7 @@ def _tell_of_entry() -> None:
 
     The wrapper that asks for a callback keeps a list of what to call at its end.
     """
-    cleanups = sys._getframe(2).f_locals.get("cleanups")
+    cleanups = sys._getframe(3).f_locals.get("cleanups")
     if isinstance(cleanups, list):
         cleanups += [leave for reader in _armed if (leave := reader.enter()) is not None]
 
@@ -190,7 +202,7 @@ def _count_apart() -> None:
 
 def _tell_of_island() -> None:
     """Tell the watchers of a `forward` that `torch.compiler.disable` is about to run."""
-    args = sys._getframe(2).f_locals.get("args")
+    args = sys._getframe(3).f_locals.get("args")
     if isinstance(args, tuple) and args and isinstance(args[0], nn.Module):
         for reader in _armed:
             reader.island(args[0])
