@@ -16,7 +16,7 @@ from tests.families.family import DROPOUT
 TOLERANCE = 1e-3
 QUICK = (("llama", "sdpa"), ("gpt2", "eager"))
 CASES = [
-    pytest.param(backend, name, way, marks=[] if quick else [pytest.mark.slow])
+    pytest.param(backend, name, way, marks=[] if quick else [pytest.mark.full])
     for name, family in FAMILIES.items()
     for way in family.implementations
     if way != "flex_attention"  # compiled by transformers itself: see tests/families

@@ -34,7 +34,7 @@ WAYS = {
 QUICK = ("whole", "blocks")
 ways = pytest.mark.parametrize(
     "way",
-    [pytest.param(w, id=n, marks=[] if n in QUICK else [pytest.mark.slow]) for n, w in WAYS.items()],
+    [pytest.param(w, id=n, marks=[] if n in QUICK else [pytest.mark.full]) for n, w in WAYS.items()],
 )
 
 
@@ -192,7 +192,7 @@ def test_compiled_anew_while_watched() -> None:
 
 
 @pytest.mark.parametrize("watched", ["forward", "backward"])
-@pytest.mark.parametrize("how", ["plain", pytest.param("reentrant", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["plain", pytest.param("reentrant", marks=pytest.mark.full)])
 def test_watched_in_one_half_of_checkpointing(watched: str, how: str) -> None:
     """The forward that runs again is then not the version that ran: it must save the same."""
     model = Net(checkpointing=how, dropout=0.1)
@@ -335,7 +335,7 @@ def test_compiled_step_and_optimizer() -> None:
     assert graphs[1:] == graphs[1:2] * 4 or graphs[2:] == graphs[2:3] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_compiled_autograd() -> None:
     model = Net()
     compiled = torch.compile(model, backend="aot_eager")
@@ -357,11 +357,11 @@ def process_group() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "bucket",
-    [pytest.param(25.0, id="one bucket", marks=pytest.mark.slow), pytest.param(0.001, id="many buckets")],
+    [pytest.param(25.0, id="one bucket", marks=pytest.mark.full), pytest.param(0.001, id="many buckets")],
 )
 @pytest.mark.parametrize(
     "way",
-    ["outside", *(pytest.param(way, marks=pytest.mark.slow) for way in ("inside", "in place", "blocks"))],
+    ["outside", *(pytest.param(way, marks=pytest.mark.full) for way in ("inside", "in place", "blocks"))],
 )
 @pytest.mark.usefixtures("process_group")
 def test_data_parallel(way: str, bucket: float, monkeypatch: pytest.MonkeyPatch) -> None:

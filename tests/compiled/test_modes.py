@@ -11,7 +11,7 @@ from tests.compiled.modes import EVERY, MODES, STEPS, Mode, in_eager_mode, train
 from tests.test_unchanged_training import same
 
 CASES = [
-    pytest.param(mode, id=name, marks=[pytest.mark.slow] if mode.slow else []) for name, mode in MODES.items()
+    pytest.param(mode, id=name, marks=[pytest.mark.full] if mode.slow else []) for name, mode in MODES.items()
 ]
 # These amplify what rounding leaves between eager and compiled training: as e^x, and as a quotient.
 AMPLIFIED = {"floor_weights": 20, "floor_paper": 20, "update_entropy": 20, "update_sigma": 20}

@@ -15,7 +15,7 @@ QUICK = ("nanogpt-masked_fill", "llama-kv2-gqa-half-qknorm", "logits-softcap", "
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in ZOO]
+    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.full]) for n in ZOO]
 )
 def test_figures_of_compiled_models(name: str) -> None:
     model, inputs = built(ZOO[name])

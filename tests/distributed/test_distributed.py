@@ -130,7 +130,7 @@ def test_every_way_to_spread_a_model(
         "ddp_buckets",
         "fsdp2_bf16",
         *(
-            pytest.param(n, marks=pytest.mark.slow)
+            pytest.param(n, marks=pytest.mark.full)
             for n in ("ddp", "fsdp2", "tp", "tp_dtensors", "tp_gathered")
         ),
     ],

@@ -129,7 +129,7 @@ def test_maps(name: str, way: str) -> None:
         assert not wrong.any(), f"{call.layer}: rows {wrong.nonzero().tolist()[:5]}"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_compiled_flex_attention() -> None:
     """As transformers runs it: the same figures, and what the model puts out is the same to the bit."""
     family = FAMILIES["llama"]
