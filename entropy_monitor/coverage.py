@@ -247,7 +247,7 @@ def not_found(
         text += f"\n  {layer}: {why}"
     if faults:
         text += f"\nReading failed ({dict(faults)}); the log says why."
-    if sightings.forwards == 0:
+    if sightings.forwards == 0 or faults:
         return text
     unseen = unseen_attention(model, [])[:5]
     if unseen and not rejected:

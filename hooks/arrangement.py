@@ -85,7 +85,9 @@ def possible_arrangements(
         count, head_size = origin.features.count, q.shape[-1]
         rows = origin.linear.shape.numel() // origin.linear.features
         told = count // head_size if count % head_size == 0 else 1
-        heads = told if told > 1 or heads is None or q.dim() == 3 else heads
+        # Where attention runs over features, the last dimension tells nothing: the module's word goes first.
+        declared = q.dim() == 4 and heads is not None and q.shape[1] == heads
+        heads = heads if declared or not (told > 1 or heads is None or q.dim() == 3) else told
     arrangement = arrange(q, root, heads, rows)
     if origin is None or root is not None or arrangement.folded == q.shape[0]:
         return [arrangement]
@@ -146,7 +148,8 @@ def arrange(queries: Tensor, root: LinearCall | None, heads: int | None, rows: i
         return Arrangement((), ())
     if n == 1:
         divides = heads is not None and heads > 1 and lead[0] % heads == 0
-        if divides and heads is not None and (rows is None or lead[0] * tokens == rows * heads):
+        # As many rows as the map's are one head; there may be more, such as a class token's.
+        if divides and heads is not None and (rows is None or lead[0] * tokens != rows):
             return Arrangement((), (), folded=heads)
         return Arrangement((0,), ())
     if n == 2:

@@ -151,6 +151,7 @@ def _check_sum(linear: LinearMap, verdicts: Verdicts) -> None:
         x, y = linear.input, None if first is None else first.input
         if x is None or y is None:
             raise NoProjectionError(UNKNOWN_INPUTS)
+        x, y = x.flatten(0, -2), y.flatten(0, -2)  # Conv1D flattens its input, an adapter beside it does not
         if x.shape == y.shape and storage_of(x) == storage_of(y) and x.storage_offset() == y.storage_offset():
             continue
         low = min(torch.finfo(z.dtype).bits for z in (x, y)) < 32

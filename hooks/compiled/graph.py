@@ -256,14 +256,7 @@ class Reader(fx.Interpreter):
         known = n.meta.get("example_value")
         if isinstance(known, (torch.SymInt, torch.SymFloat)) and known.node.has_hint():
             return known.node.hint  # what it was in the first call
-        stack = n.meta.get("nn_module_stack") or {}
-        found = [
-            self._modules[key.partition("@")[0]] for key in stack if key.partition("@")[0] in self._modules
-        ]
-        if self._root is not None and self._root not in found:
-            found = [self._root, *found]
-        self._running = found or self._running
-        self._observer.sync([m for m in self._running if not is_leaf(m)])
+        self._follow(n)
         if n.target is torch._C._set_grad_enabled:
             return None
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -297,6 +290,18 @@ class Reader(fx.Interpreter):
                     module,
                 )
         return result
+
+    def _follow(self, node: fx.Node) -> None:
+        """Have those modules running in which a node ran; one that makes no tensor may not tell."""
+        stack = node.meta.get("nn_module_stack") or {}
+        if not stack and not isinstance(node.meta.get("example_value"), (Tensor, tuple, list)):
+            return
+        identities = [key.partition("@")[0] for key in stack]
+        found = [self._modules[key] for key in identities if key in self._modules]
+        if self._root is not None and self._root not in found:
+            found = [self._root, *found]
+        self._running = found or self._running
+        self._observer.sync([m for m in self._running if not is_leaf(m)])
 
     def _note(self, node: fx.Node, result: Any) -> Any:
         if isinstance(result, Tensor) and sharding.is_sharded(result):

@@ -57,8 +57,10 @@ class CompiledReader:
         unseen: Sequence[Any],
     ) -> None:
         self.names = names
-        self._modules = {name: module for module, name in reversed(list(names.items()))}
-        self._root = next(iter(names.values()))
+        self._modules = {
+            name: module for module, name in names.items()
+        }  # of wrappers and what they wrap, the latter
+        self._roots = [name for module, name in names.items() if not path_of(name, module)]
         self._receiver = receiver
         self._guard = guard
         self._sightings = sightings
@@ -118,7 +120,8 @@ class CompiledReader:
             return
         owner = self._modules[layer]
         renamed = _Renamed(path_of(plan.layer, owner), path_of(layer, owner))
-        self._receiver.expect([(renamed.sibling(name), call) for name, call in plan.order])
+        if plan.anchor is not None:
+            self._receiver.expect([(renamed.sibling(name), call) for name, call in plan.order])
         thaw = Thaw(
             tensors,
             sizes,
@@ -163,9 +166,9 @@ class CompiledReader:
             path = name.removesuffix(anchor.below)
             if path == name or (path and not path.endswith(".")):
                 continue
-            owner = path.rstrip(".") or self._root
-            if owner in self._modules and type(self._modules[owner]).__name__ == anchor.kind:
-                found.append(owner)
+            owners = [path.rstrip(".")] if path else self._roots
+            kinds = {o: type(self._modules[o]).__name__ for o in owners if o in self._modules}
+            found += [owner for owner, kind in kinds.items() if kind == anchor.kind]
         return plan.layer if plan.layer in found else next(iter(found), None)
 
     def _parameter_names(self, tensor: Tensor) -> list[str]:
@@ -185,8 +188,8 @@ class CompiledReader:
 
     def _parameter(self, name: str) -> nn.Parameter | None:
         module, _, own = name.rpartition(".")
-        owner = self._modules.get(module or self._root)
-        return None if owner is None else owner._parameters.get(own)
+        owners = [self._modules.get(n) for n in ([module] if module else self._roots)]
+        return next((p for o in owners if o is not None and (p := o._parameters.get(own)) is not None), None)
 
 
 class _Renamed:

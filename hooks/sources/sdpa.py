@@ -45,8 +45,11 @@ def _read(
         arrangement = site.arrange(query, origins["query"])
         k = arrangement.apply_to_keys(key, query)
     else:
-        arrangement = Arrangement(tuple(range(n - 1)), (n - 1,) if n else ())
         query, key = _together(query, key)
+        if n > 2:  # windows among the leading dimensions, perhaps after the heads
+            arrangement = site.arrange(query, origins["query"])
+        else:
+            arrangement = Arrangement(tuple(range(n - 1)), (n - 1,) if n else ())
         k = arrangement.apply(key)
     q = arrangement.apply(query)
     mask = attn_mask
