@@ -48,11 +48,6 @@ class Rule:
 FIGURES_OF_FAMILIES = ("test_calls_are_found_in_order", "test_attention", "test_spectral_norms", "test_maps")
 
 
-def _without_inductor(names: Mapping[str, str]) -> bool:
-    """Whether a compiled mode takes seconds and not minutes."""
-    return not any(word in names["mode"] for word in ("inductor", "reduce-overhead", "max-autotune"))
-
-
 RULES = (
     *(
         Rule("Model families", "families/test_families.py", test, "{name}", "{way}")
@@ -80,7 +75,7 @@ RULES = (
         "without a softmax: {name}", NUMERICS,
     ),
     Rule("Training modes", "test_unchanged_training.py", "test_on_equals_off", "{mode}", SAME),
-    Rule("torch.compile", "test_compiled.py", "*", "{mode}", "{test}", _without_inductor),
+    Rule("torch.compile", "compiled/test_modes.py", "test_watched_equals_unwatched", "{mode}", SAME),
     Rule("Distributed, gloo", "distributed/test_*.py", "*", "{spread}", "as one process"),
     Rule("Distributed, gloo", "distributed/test_*.py", "test_ddp_in_its_modes", "ddp, its options", SAME),
     Rule(
