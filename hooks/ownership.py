@@ -145,11 +145,6 @@ def _find(
     return projection_of(tensor, origin, site.root_of(tensor), verdicts, latent=latent)
 
 
-def projections_of(seen: Seen, site: Site) -> dict[Role, Projection]:
-    """The projections of q, k and v that are known for a call."""
-    return identify(seen, site).projections
-
-
 def whole_projection(origin: Origin, *, latent: bool = True) -> Projection | None:
     """The weights behind a tensor, all heads together; None where this process does not have them.
 

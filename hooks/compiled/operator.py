@@ -64,8 +64,9 @@ READ = torch.fx.node.has_side_effect(torch.ops.entropy_monitor.read.default)
 
 def register(plan: Plan) -> int:
     """Make a plan known to the operator; returns the key to call it with."""
-    _plans[plan.key] = plan
-    return plan.key
+    key = plan.key
+    _plans[key] = plan
+    return key
 
 
 def plan_of(key: Any) -> Plan | None:

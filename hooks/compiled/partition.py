@@ -2,8 +2,8 @@
 
 Another user of queries or logits would change these decisions, and with them the last bits of gradients: a
 pattern is no longer recognised, a tensor is kept where it was computed again. So the operator leaves the
-joint graph before it is optimised and partitioned, and comes back into the forward graph afterwards, with
-what of its arguments has gone meanwhile computed for it alone.
+joint graph before it is optimised and partitioned, and comes back into the forward graph afterwards: it is
+given only what lies in memory anyway, and computes what it wants of that by itself.
 """
 
 from __future__ import annotations
@@ -31,15 +31,20 @@ _KERNELS = (
     "aten.convolution.",
     "scaled_dot_product",
 )
-_VIEWS: tuple[str, ...] = (
+_VIEWS = (
     "aten.view.",
+    "aten._unsafe_view.",
     "aten.permute.",
     "aten.transpose.",
+    "aten.t.",
     "aten.expand.",
     "aten.select.",
     "aten.slice.",
+    "aten.unsqueeze.",
+    "aten.squeeze.",
+    "aten.alias.",
+    "aten.detach.",
 )
-_VIEWS += ("aten.unsqueeze.", "aten.squeeze.", "aten.t.", "aten.alias.", "aten.detach.", "aten._unsafe_view.")
 _original: list[Any] = []
 
 
@@ -48,8 +53,8 @@ class _GoneError(Exception):
 
 
 def install(refuse: Refuse) -> None:
-    """Partition without the operator from now on, if Inductor is in use; may be called again."""
-    compile_fx = _compile_fx()
+    """Partition without the operator from now on, if Inductor was loaded; may be called again."""
+    compile_fx = sys.modules.get(_MODULE)
     if compile_fx is None or _original or not hasattr(compile_fx, _NAME):
         return
     original = getattr(compile_fx, _NAME)
@@ -63,17 +68,15 @@ def install(refuse: Refuse) -> None:
 
 def uninstall() -> None:
     """Leave Inductor as it was."""
-    compile_fx = _compile_fx()
+    compile_fx = sys.modules.get(_MODULE)
     if compile_fx is not None and _original:
         setattr(compile_fx, _NAME, _original.pop())
 
 
-def _compile_fx() -> Any:
-    if "torch._inductor" not in sys.modules:
-        return None
-    from torch._inductor import compile_fx
-
-    return compile_fx
+def load() -> None:
+    """Load what `install` changes, where something is compiled and Inductor may be what compiles it."""
+    if "torch._inductor" in sys.modules:
+        pass
 
 
 def _partition(original: Any, refuse: Refuse, module: fx.GraphModule, inputs: Any, **kwargs: Any) -> Any:
@@ -133,7 +136,6 @@ def _put_back(graph: fx.Graph, read: fx.Node, after: fx.Node | None) -> fx.Node:
     key, tensors, sizes = read.args[:3]
     wanted = [[copied(n) if isinstance(n, fx.Node) else n for n in part] for part in (tensors, sizes)]  # type: ignore[union-attr]
     own.output(tuple(wanted))
-    _inputs_first(own)
     is_number = {node: not isinstance(node.meta.get("val"), torch.Tensor) for node in leaves}
     given = sorted(leaves, key=is_number.__getitem__)  # tensors first
     _in_order(own, [copies[node] for node in given])
@@ -148,13 +150,8 @@ def _put_back(graph: fx.Graph, read: fx.Node, after: fx.Node | None) -> fx.Node:
         return graph.call_function(READ, (key, held, numbers, code))
 
 
-def _inputs_first(graph: fx.Graph) -> None:
-    """Placeholders before everything else."""
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    _in_order(graph, inputs)
-
-
 def _in_order(graph: fx.Graph, inputs: list[fx.Node]) -> None:
+    """Placeholders before everything else, in an order."""
     for node in reversed(inputs):
         next(iter(graph.nodes)).prepend(node)
 

@@ -70,7 +70,6 @@ class Map:
         bias: of the map.
         input: of the map.
         output: where there is no input, what tells the shape of its output.
-        out_dim: which dimension of the output are features.
         parameters: names.
         module: name.
         latent: origin of its input, frozen, where that is the bottleneck of a low-rank chain.
@@ -236,10 +235,10 @@ class Thaw:
         sizes: Sequence[int],
         parameter: Callable[[str], nn.Parameter | None],
         module: Callable[[str], nn.Module],
-        parameters: Sequence[tuple[int, str]] = (),
+        parameters: Sequence[tuple[int, str]],
     ) -> None:
         self._tensors = list(tensors)
-        for index, name in parameters:  # the operator gets detached ones, by which no gradient is found
+        for index, name in parameters:  # the operator gets tensors, which no optimizer knows
             real, given = parameter(name), self._tensors[index]
             real = None if real is None else sharding.local(real)
             if real is not None and given is not None and real.data_ptr() == given.data_ptr():

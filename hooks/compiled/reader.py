@@ -6,14 +6,13 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks.compiled import operator, switch
 from entropy_monitor.hooks.compiled.arguments import join, path_of
 from entropy_monitor.hooks.compiled.plan import Anchor, Plan, Thaw
 from entropy_monitor.hooks.compiled.replay import read
-from entropy_monitor.hooks.compiled.rewrite import rewrite
 from entropy_monitor.hooks.observer import Observer, Receiver, Sightings, tell
 from entropy_monitor.hooks.ownership import owner_of
 from entropy_monitor.hooks.unread import UnreadError
@@ -74,12 +73,13 @@ class CompiledReader:
         self._observer = observer
         self._unseen = unseen
         self._by_memory: dict[int, list[str]] = {}
+        self._expected: set[tuple[int, str]] = set()  # plans and layers of which the order was told
 
     def arm(self) -> None:
         """Read compiled code from now on."""
         if switch.available():
             operator.listen(self, self._read)
-            switch.arm(self, self._rewrite, self._unseen)
+            switch.arm(self, self._unseen)
 
     def disarm(self) -> None:
         """Read no more."""
@@ -102,11 +102,6 @@ class CompiledReader:
         """Note that a forward runs in compiled code."""
         self._sightings.forwards += 1
 
-    def _rewrite(
-        self, readers: Sequence[Any], module: fx.GraphModule, inputs: Sequence[Any], graph: Any
-    ) -> switch.Change | None:
-        return self._guard.run(_COMPILING, rewrite, readers, module, inputs, graph)
-
     def _read(self, plan: Plan, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
         self._guard.run(f"reading {plan.layer}", self._read_call, plan, tensors, sizes)
 
@@ -120,7 +115,8 @@ class CompiledReader:
             return
         owner = self._modules[layer]
         renamed = _Renamed(path_of(plan.layer, owner), path_of(layer, owner))
-        if plan.anchor is not None:
+        if plan.anchor is not None and (id(plan), layer) not in self._expected:
+            self._expected.add((id(plan), layer))
             self._receiver.expect([(renamed.sibling(name), call) for name, call in plan.order])
         thaw = Thaw(
             tensors,

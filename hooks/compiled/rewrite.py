@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,11 +15,23 @@ from entropy_monitor.hooks.compiled.graph import GraphCall, GraphObserver, Trace
 from entropy_monitor.hooks.compiled.operator import READ, register
 from entropy_monitor.hooks.compiled.plan import Anchor, OutOfReachError, Plan, freeze
 from entropy_monitor.hooks.compiled.reach import Undo
-from entropy_monitor.hooks.compiled.switch import Change
 from entropy_monitor.hooks.logits import Logits
 from entropy_monitor.hooks.names import module_names
 from entropy_monitor.hooks.observer import Sightings
 from entropy_monitor.hooks.sources import python_functions
+
+
+@dataclass
+class Change:
+    """What was done to a graph.
+
+    Attributes:
+        layers: whose attention is read there.
+        undo: takes it back.
+    """
+
+    layers: tuple[str, ...]
+    undo: Callable[[], None]
 
 
 class Watched(Protocol):
@@ -139,12 +151,15 @@ def insert(
             by_fake[id(tensor)] = name
     undo: list[Undo] = []
     left_out: dict[str, str] = {}
-    for traced in graphs:
-        for call in traced.calls:
-            try:
-                _insert(traced, call, by_fake, owners, None if around is None else names[around], order, undo)
-            except OutOfReachError:
-                left_out[call.layer] = "its queries or keys are not among the values of the compiled graph"
+    where = None if around is None else names[around]
+    for traced, call in [(t, c) for t in graphs for c in t.calls]:
+        try:
+            _insert(traced, call, by_fake, owners, where, order, undo)
+        except OutOfReachError:
+            left_out[call.layer] = "its queries or keys are not among the values of the compiled graph"
+        except Exception:
+            _take_back(undo, graphs)  # a graph that was half rewritten must not be compiled
+            raise
     if undo:
         recompile(graphs)
     return undo, left_out

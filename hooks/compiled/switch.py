@@ -16,16 +16,16 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import fx, nn
 from torch.nn.modules import module as modules
 
 from entropy_monitor.hooks.compiled import partition
+from entropy_monitor.hooks.compiled.rewrite import Watched, rewrite
 
 
-class Reader(Protocol):
+class Reader(Watched, Protocol):
     """A watcher's part in compiled code."""
 
     def enter(self) -> Callable[[], object] | None:
@@ -34,32 +34,12 @@ class Reader(Protocol):
     def island(self, module: nn.Module) -> None:
         """A module's forward begins that is kept from being compiled, within compiled code."""
 
-    def refuse(self, layers: Iterable[str], why: str) -> None:
-        """Note why layers are not read."""
-
     def fault(self, error: Exception) -> None:
         """Take note of an error of ours."""
 
 
-@dataclass
-class Change:
-    """What was done to a graph.
-
-    Attributes:
-        layers: whose attention is read there.
-        undo: takes it back.
-    """
-
-    layers: tuple[str, ...]
-    undo: Callable[[], None]
-
-
-Rewrite = Callable[[Sequence[Any], fx.GraphModule, Sequence[Any], Any], Change | None]
-"""Called with the armed readers, a captured graph, its inputs and Dynamo's own."""
-
 _lock = threading.RLock()
-_armed: list[Any] = []
-_rewriters: list[Rewrite] = []
+_armed: list[Reader] = []
 _originals: list[Any] = []
 _compiling = threading.local()
 _regions: dict[int, int] = {}
@@ -83,17 +63,15 @@ def is_on() -> bool:
     return not config.disable
 
 
-def arm(reader: Reader, rewrite: Rewrite, unseen: Iterable[Any]) -> None:
+def arm(reader: Reader, unseen: Iterable[Any]) -> None:
     """Have compiled code run in the version that reads.
 
     Args:
         reader: of the watcher.
-        rewrite: see `Rewrite`.
         unseen: functions that the compiler is not to look at: where it may compile nothing it would raise.
     """
     hide(*unseen)
     with _lock:
-        _rewriters[:] = [rewrite]
         if not _armed:
             _install()
         _armed.append(reader)
@@ -115,7 +93,6 @@ def disarm(reader: Reader) -> None:
             return
         _armed[:] = kept
         if not kept:
-            _rewriters.clear()
             _uninstall()
 
 
@@ -152,8 +129,7 @@ def _choose(callback: Any) -> Any:
     try:
         return _version(callback, chosen)
     except Exception as error:  # noqa: BLE001  the user's version is always there
-        for reader in _armed:
-            reader.fault(error)
+        _fault(error)
         return chosen
 
 
@@ -282,8 +258,13 @@ def _compile(graph: Any, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
     compiler = _originals[1]
     if not getattr(_compiling, "depth", 0):
         return compiler(graph, module, inputs)
-    partition.install(_refuse)  # it may be in use only since
-    change = _rewriters[0](_armed, module, inputs, graph)
+    partition.load()
+    partition.install(_refuse)
+    try:
+        change = rewrite(_armed, module, inputs, graph)
+    except Exception as error:  # noqa: BLE001  the graph is as it was
+        _fault(error)
+        change = None
     if change is None:
         return compiler(graph, module, inputs)
     from torch._dynamo.exc import BackendCompilerFailed
@@ -296,3 +277,8 @@ def _compile(graph: Any, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         for reader in _armed:
             reader.refuse(change.layers, f"the backend failed on the graph that reads it: {error}")
         return compiled
+
+
+def _fault(error: Exception) -> None:
+    for reader in _armed:
+        reader.fault(error)
