@@ -123,11 +123,9 @@ def capture(
     coverage = Coverage(model, recorder, watcher, guard)
     seen = Capture(recorder, wanted, guard, coverage)
     watcher.arm()
-    coverage.begin()
     try:
         yield seen
     finally:
-        coverage.end()
         watcher.disarm()
     wanted.check()
 

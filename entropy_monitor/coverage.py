@@ -22,7 +22,7 @@ from entropy_monitor.hooks import (
     module_names,
 )
 from entropy_monitor.hooks.recorder import LayerParts
-from entropy_monitor.hooks.structure import Attendance, is_within, unseen_attention, whole_model
+from entropy_monitor.hooks.structure import is_within, unseen_attention, whole_model
 
 logger = logging.getLogger("entropy_monitor")
 
@@ -58,20 +58,9 @@ class Coverage:
         self._recorder = recorder
         self._watcher = watcher
         self._guard = guard
-        self._attendance = Attendance(watcher.names)
         self._told: set[str] = set()
         self._layers = 0
-        self._looked = False
         self._added_before: set[nn.Module] = set()
-
-    def begin(self) -> None:
-        """Note which modules run, until the first look at what they brought."""
-        if not self._looked:
-            self._attendance.begin()
-
-    def end(self) -> None:
-        """Note it no longer."""
-        self._attendance.end()
 
     def describe(self) -> Description:
         """What was found; waits for the device, where masks lie."""
@@ -99,8 +88,6 @@ class Coverage:
         Returns:
             Whether layers or gaps are new since the last time.
         """
-        self._looked = True
-        self.end()
         layers = len(self._recorder.layers)
         if layers == self._layers and not self._has_grown():
             return False
@@ -163,7 +150,7 @@ class Coverage:
         module = next(module for module, its in module_names(self._model).items() if its == name)
         if isinstance(module, torch.jit.ScriptModule):
             return _SCRIPTED
-        if name not in self._attendance.ran and name not in self._compiled([name]):
+        if name not in self._watcher.sightings.ran and name not in self._compiled([name]):
             return _NEVER_RAN
         return _UNSEEN.format(name=name)
 

@@ -257,12 +257,10 @@ class EntropyMonitor:
         self._recorder.begin(self._schedule.next)
         self._weights.arm()
         self._watcher.arm()
-        self._coverage.begin()
 
     def _let_go(self) -> None:
         """Leave model and optimizer as they were."""
         self._guard.run("leaving the model", self._watcher.disarm)
-        self._guard.run("leaving the model", self._coverage.end)
         self._guard.run("leaving the optimizer", self._weights.close)
         self._guard.run("forgetting figures", self._recorder.begin, self._schedule.next)
 
@@ -304,7 +302,6 @@ class EntropyMonitor:
         elif self._watcher.armed:
             self._watcher.disarm()
             self._weights.disarm()
-            self._coverage.end()
         self._pipeline.receive()
         return StepReport(now, measured, self._pipeline.take_events())
 

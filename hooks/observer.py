@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks.calls import AttentionCall, Role, Seen
-from entropy_monitor.hooks.lineage import Lineage
+from entropy_monitor.hooks.features import Features
+from entropy_monitor.hooks.lineage import Lineage, Origin
 from entropy_monitor.hooks.linears import LinearCall
 from entropy_monitor.hooks.ownership import Identified, first_head, identify, owner_of, whole_projection
 from entropy_monitor.hooks.projections import Projection
@@ -37,6 +38,9 @@ class Receiver(Protocol):
     def projection(self, layer: str, role: Role, projection: Projection) -> None:
         """W_V or W_O of a layer, as soon as it is known."""
 
+    def retract(self, layer: str, role: Role) -> None:
+        """What was told of a projection was wrong, or not all of it."""
+
 
 @dataclass
 class Sightings:
@@ -47,20 +51,29 @@ class Sightings:
         skipped: how many were left out, by reason.
         rejected: why a layer's attention is not read, by layer.
         compiled: layers whose attention was read inside compiled code.
+        ran: modules whose forward ran eagerly.
     """
 
     forwards: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     rejected: dict[str, str] = field(default_factory=dict)
     compiled: set[str] = field(default_factory=set)
+    ran: set[str] = field(default_factory=set)
 
 
 @dataclass
 class _Awaited:
-    """An attention output whose projection is still to come."""
+    """An attention output whose projection is still to come.
+
+    Attributes:
+        layer: whose output.
+        elements: of it; 0 where it is not known yet.
+        followed: whether the trace follows it; else the number of elements has to tell.
+    """
 
     layer: str
     elements: int
+    followed: bool = False
 
 
 class Observer:
@@ -94,6 +107,7 @@ class Observer:
         self._activations = Activations(self._trace)
         self._calls: Counter[str] = Counter()
         self._awaited: _Awaited | None = None
+        self._outputs: dict[str, LinearCall] = {}
         self._sharded: list[LinearCall] = []
         self._ranks: set[int] = set()
 
@@ -120,6 +134,7 @@ class Observer:
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Attention itself, before it runs: it may work in place."""
         with torch._C.DisableTorchFunction():
+            self._awaited = None
             self._read(source_of(func), args, kwargs)
 
     def _read(self, source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -130,6 +145,7 @@ class Observer:
             self.reject(str(error))
             return
         if seen is not None:
+            self._take_back_outputs(seen)
             self._found(source, args, seen, site)
 
     def _site(self) -> Site:
@@ -179,13 +195,17 @@ class Observer:
         """What a function made: attention weights, a linear map's output, a product, or made of these."""
         with torch._C.DisableTorchFunction():
             if func in ATTENTION:  # its result comes from attention, no longer from a projection
-                unweighted = self._awaited is not None and self._awaited.elements == 0
-                if source_of(func).GIVES_WEIGHTS and unweighted and self._awaited is not None:
-                    self._trace.note_weights(result, self._awaited.layer)
+                if source_of(func).GIVES_WEIGHTS:
+                    if self._awaited is not None:
+                        self._trace.note_weights(result, self._awaited.layer)
+                else:
+                    self._follow_output(result)
                 return
             attended = self._activations.ran(func, args, kwargs, result)
             if attended is not None:
+                self._awaited = None
                 self._read(normalised, attended, {})
+                self._follow_output(result)
             event = self._trace.ran(func, args, kwargs, result, self.scopes[-1], module)
             if isinstance(event, LinearCall):
                 if event.shard is not None and event.shard.dims:
@@ -194,24 +214,46 @@ class Observer:
                 self._maybe_output(event)
             elif event is not None:
                 self._note_values(event)
+                self._trace.note_output(result, event.layer)
+
+    def _follow_output(self, result: Tensor) -> None:
+        if self._awaited is not None:
+            self._awaited.followed = True
+            self._trace.note_output(result, self._awaited.layer)
 
     def _note_values(self, event: Weighted) -> None:
-        """The operand of a layer's attention weights tells W_V, their product's size W_O."""
+        """The operand of a layer's attention weights tells W_V."""
         if self._awaited is not None and self._awaited.layer == event.layer:
-            self._awaited.elements = event.size
+            self._awaited.followed = True
         origin = self._trace.lineage.origin_of(event.values)
         value = None if origin is None else whole_projection(origin)
         if value is not None:
             self._tell_later(event.layer, "value", value)
 
     def _maybe_output(self, linear: LinearCall) -> None:
-        """The first linear map of an attention's output is its W_O."""
-        awaited = self._awaited
-        x = linear.input
-        if awaited is None or x is None or x.numel() != awaited.elements:
+        """The first linear map of an attention's output is its W_O, with what is added to it (an adapter)."""
+        x, awaited = linear.input, self._awaited
+        if x is None:
             return
-        self._awaited = None
-        self._tell_later(awaited.layer, "output", linear.whole())
+        layer = self._trace.output_of(x)
+        if layer is None and awaited is not None and not awaited.followed and x.numel() == awaited.elements:
+            layer, self._awaited = awaited.layer, None
+        if layer is None or (layer in self._outputs and not linear.added):
+            return
+        if layer in self._outputs:
+            self._guard.run(f"reading {layer}", self._receiver.retract, layer, "output")
+        self._outputs[layer] = linear
+        every = Features(0, ((linear.features, 1),))
+        whole = whole_projection(Origin(linear, every), latent=False) if linear.added else linear.whole()
+        if whole is not None:
+            self._tell_later(layer, "output", whole)
+
+    def _take_back_outputs(self, seen: Seen) -> None:
+        """What makes queries or keys is no output projection of the attention before it."""
+        makers = [origin.linear for origin in seen.origins.values() if origin is not None]
+        for layer, linear in list(self._outputs.items()):
+            if any(linear is maker for maker in makers):
+                self._guard.run(f"reading {layer}", self._receiver.retract, layer, "output")
 
     def _tell_later(self, layer: str, role: Role, projection: Projection) -> None:
         self._guard.run(f"reading {layer}", self._receiver.projection, layer, role, projection)

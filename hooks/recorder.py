@@ -189,6 +189,15 @@ class Recorder:
             if projection.shard is None and (part := projection.part_of_parameter()) is not None:
                 parts.weights[role] = part
 
+    def retract(self, layer: str, role: Role) -> None:
+        """See `Receiver`."""
+        with self._lock:
+            self._sigmas.pop((layer, role), None)
+            parts = self.layers.get(layer)
+            if parts is not None:
+                parts.projections.pop(role, None)
+                parts.weights.pop(role, None)
+
     def harvest(self) -> Harvest:
         """What was read since `begin`. Valid until the next `begin`."""
         readings = sorted(self._readings.values(), key=lambda r: self._order[r.layer, r.call])

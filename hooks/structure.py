@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from types import CodeType, FunctionType
-from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
-from torch.utils.hooks import RemovableHandle
 
-from entropy_monitor.hooks.compiled import switch
 from entropy_monitor.hooks.names import clean_name, module_names
 from entropy_monitor.hooks.scope import is_leaf
 
@@ -102,39 +97,6 @@ def _attends(kind: type) -> bool:
     functions = (f for f in vars_of(kind) if isinstance(f, FunctionType))
     names = (name for f in functions for name in _names(f.__code__))
     return any(_has_word(name, _SURE_WORDS) and not _has_word(name, _PASSED_ON) for name in names)
-
-
-class Attendance:
-    """Which modules run, while it is kept.
-
-    Args:
-        names: qualified name of every module.
-
-    Attributes:
-        ran: the names of those that did.
-    """
-
-    def __init__(self, names: Mapping[nn.Module, str]) -> None:
-        self.ran: set[str] = set()
-        self._names = names
-        self._handle: RemovableHandle | None = None
-
-    def begin(self) -> None:
-        """Keep it."""
-        if self._handle is None:
-            if switch.available():
-                switch.hide(Attendance._enter)
-            self._handle = register_module_forward_pre_hook(self._enter)
-
-    def end(self) -> None:
-        """Keep it no longer."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def _enter(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
-        if not torch.compiler.is_compiling() and (name := self._names.get(module)) is not None:
-            self.ran.add(name)
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from entropy_monitor.hooks import products
+from entropy_monitor.hooks.arithmetic import JOINS, SUMS
 from entropy_monitor.hooks.lineage import Lineage, is_latent, tensors_in
 from entropy_monitor.hooks.linears import LinearCall, linear_call
 from entropy_monitor.hooks.logits import Logits, follow_logits
@@ -42,6 +43,7 @@ class Trace:
         self.lineage = Lineage(settled)
         self._logits = Notes[Logits]()
         self._weights = Notes[str]()
+        self._outputs = Notes[str]()
 
     def logits_of(self, tensor: Tensor) -> Logits | None:
         """The product that a tensor was made from, if any."""
@@ -50,6 +52,14 @@ class Trace:
     def note_weights(self, maps: Tensor, layer: str) -> None:
         """Remember that `maps` are a layer's attention weights."""
         self._weights.put(maps, layer)
+
+    def note_output(self, output: Tensor, layer: str) -> None:
+        """Remember that `output` is what a layer's attention gives."""
+        self._outputs.put(output, layer)
+
+    def output_of(self, tensor: Tensor) -> str | None:
+        """The layer whose attention gave this, element by element; None if there is none."""
+        return self._outputs.get(tensor)
 
     def ran(
         self,
@@ -109,6 +119,8 @@ class Trace:
             linear.home = _home(linear.scope)
             _keep_inputs(linear)
             return linear
+        if self._outputs:
+            self._follow_output(func, args, result)
         if result.dim() < 2 or not (self._logits or self._weights):
             return None
         for tensor in tensors_in(args):
@@ -121,6 +133,17 @@ class Trace:
                 self._weights.put(result, layer)
                 return None
         return None
+
+    def _follow_output(self, func: Callable[..., Any], args: tuple[Any, ...], result: Tensor) -> None:
+        """Reshaped, gated, normed, cast: still the attention's; a sum with something else is not."""
+        name = str(getattr(func, "__name__", "")).partition(".")[0]
+        for tensor in tensors_in(args):
+            layer = self._outputs.get(tensor)
+            if layer is not None and (
+                name in JOINS or (name not in SUMS and result.numel() == tensor.numel())
+            ):
+                self._outputs.put(result, layer)
+                return
 
 
 def _home(scope: Scope) -> Scope:

@@ -146,6 +146,7 @@ class Watcher:
             set_eval_frame(callback)
 
     def _entered(self, module: nn.Module, compiled: bool) -> None:
+        self.sightings.ran.add(self.names[module])
         forward = self._forward
         if forward.modules and forward.modules[0] is module:
             self._end()  # an interrupt left the last forward without its hooks

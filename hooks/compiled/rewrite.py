@@ -11,10 +11,11 @@ import torch
 from torch import fx, nn
 
 from entropy_monitor.hooks.compiled.arguments import Arguments, Names, path_of
-from entropy_monitor.hooks.compiled.graph import GraphCall, GraphObserver, Traced, read_graph
+from entropy_monitor.hooks.compiled.graph import GraphCall, GraphObserver, Traced
 from entropy_monitor.hooks.compiled.operator import READ, register
 from entropy_monitor.hooks.compiled.plan import Anchor, OutOfReachError, Plan, freeze
 from entropy_monitor.hooks.compiled.reach import Undo
+from entropy_monitor.hooks.compiled.run import read_graph
 from entropy_monitor.hooks.logits import Logits
 from entropy_monitor.hooks.names import module_names
 from entropy_monitor.hooks.observer import Sightings

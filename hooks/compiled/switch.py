@@ -70,19 +70,14 @@ def arm(reader: Reader, unseen: Iterable[Any]) -> None:
         reader: of the watcher.
         unseen: functions that the compiler is not to look at: where it may compile nothing it would raise.
     """
-    hide(*unseen)
+    from torch._dynamo.eval_frame import skip_code
+
+    for function in unseen:
+        skip_code(function.__code__)
     with _lock:
         if not _armed:
             _install()
         _armed.append(reader)
-
-
-def hide(*functions: Any) -> None:
-    """Have the compiler not look at functions of ours that run within what it goes through."""
-    from torch._dynamo.eval_frame import skip_code
-
-    for function in functions:
-        skip_code(function.__code__)
 
 
 def disarm(reader: Reader) -> None:
