@@ -68,6 +68,20 @@ def unseen_attention(model: nn.Module, seen: Collection[str]) -> list[str]:
     return [name for name in found if not any(is_within(other, name, roots) for other in found)]
 
 
+def attention_owners(model: nn.Module) -> list[str]:
+    """Names of modules that hold attention and its projections: what `unseen_attention` would expect.
+
+    A module around one of them that is itself named after attention, as where the output projection lies beside
+    the rest, stands for it.
+    """
+    found: dict[str, None] = {}
+    for name in unseen_attention(model, ()):
+        parent = name.rpartition(".")[0]
+        around = bool(parent) and _has_word(parent.rpartition(".")[-1], _SURE_WORDS)
+        found[parent if around else name] = None
+    return list(found)
+
+
 def whole_model(model: nn.Module) -> set[str]:
     """The names that stand for all of a model: its own, and that of the module within wrappers."""
     names = module_names(model)

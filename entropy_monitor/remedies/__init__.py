@@ -1,0 +1,3 @@
+"""The cures: σReparam, what it is compared with, and the scale-invariant recipe."""
+
+from __future__ import annotations
