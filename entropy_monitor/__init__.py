@@ -18,6 +18,15 @@ from entropy_monitor.errors import (
 from entropy_monitor.hooks.registry import Projections, Registration, register_projections
 from entropy_monitor.monitor import EntropyMonitor, StepReport
 from entropy_monitor.records import Alert, AlertEvent, Record, RunInfo, Sink
+from entropy_monitor.remedies import (
+    convert_optimizer,
+    fold,
+    fold_state_dict,
+    param_groups,
+    sigma_reparam,
+    spectral_norm,
+    weight_norm,
+)
 from entropy_monitor.run import Run, load_run
 
 __version__ = "0.1.0"
@@ -40,7 +49,14 @@ __all__ = [
     "StepReport",
     "Thresholds",
     "capture",
+    "convert_optimizer",
+    "fold",
+    "fold_state_dict",
     "load_run",
     "measure",
+    "param_groups",
     "register_projections",
+    "sigma_reparam",
+    "spectral_norm",
+    "weight_norm",
 ]

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -192,7 +192,7 @@ def _weights_of(layer: nn.Module, name: str) -> Iterator[LayerWeight]:
         yield LayerWeight(name, layer, "weight")
     elif isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         yield LayerWeight(name, layer, "weight", "kernel")
-    elif type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):
+    elif hasattr(layer, "nf") and any(c.__name__ == "Conv1D" for c in type(layer).__mro__):
         yield LayerWeight(name, layer, "weight", "transposed")
     elif "quantized" in type(layer).__module__ and callable(getattr(layer, "weight", None)):
         yield LayerWeight(name, layer, "weight")  # to be refused by name
@@ -201,13 +201,15 @@ def _weights_of(layer: nn.Module, name: str) -> Iterator[LayerWeight]:
 def _tensors(layer: nn.Module) -> set[str]:
     """Names of a layer's weights, parametrized ones too; what is None is not there."""
     plain = {name for name, p in layer._parameters.items() if p is not None}
-    return plain | (set(layer.parametrizations) if parametrize.is_parametrized(layer) else set())
+    lists: Any = getattr(layer, "parametrizations", ())
+    return plain | set(lists)
 
 
 def _require_usable(weight: LayerWeight, remedy: str) -> None:
     layer, label = weight.layer, weight.label
     if parametrize.is_parametrized(layer, weight.tensor):
-        by = ", ".join(type(p).__name__ for p in layer.parametrizations[weight.tensor])
+        lists: Any = layer.parametrizations
+        by = ", ".join(type(p).__name__ for p in lists[weight.tensor])
         raise ConfigurationError(
             f"{remedy}: {label} is parametrized already (by {by}); em.fold(model) makes plain layers of it, "
             "or leave the layer out with layers=…"

@@ -1,0 +1,304 @@
+"""The parametrization `Ŵ = (γ / σ(W)) W` of one weight (Zhai et al. 2023, section 3.2).
+
+σ(W) = uᵀWv. u and v are buffers that follow the weight by power iteration, once an optimizer step
+(`stepping`), so that forwards only read them. The gradient goes through σ with u and v held fixed, which is
+the exact gradient of ‖W‖₂ where they are its singular vectors.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from entropy_monitor.measures._precision import exact, working_dtype
+from entropy_monitor.measures.singular import top_singular_vectors
+from entropy_monitor.remedies import stepping
+from entropy_monitor.remedies.power_iteration import iterate
+
+
+class SpectralScale(nn.Module):
+    """Holds γ, u and v of a weight, and scales it.
+
+    The weight is taken as a matrix of its first dimension by all others, as it is stored. Its *lines* are
+    rows, or columns where it is stored transposed; a fused projection may have groups of lines, each with a σ
+    and γ of its own.
+
+    Args:
+        weight: of the layer.
+        preserve: γ = σ(W), so that Ŵ = W; otherwise γ = 1.
+        learn: whether γ is a parameter.
+        group: which group each line belongs to, `[rows, 1]` for rows or `[1, columns]` for columns; None for
+        one.
+
+    Attributes:
+        gamma: `[groups]`, float32 (float64 for float64 weights).
+        u: left singular vector `[rows]`; `[groups, rows]` where columns are grouped.
+        v: right singular vector `[columns]`; `[groups, columns]` where rows are grouped.
+        stepped: when an optimizer's step was last followed, -1 for never; see `stepping`.
+        serial: place in the order in which they were made.
+        waits: whether the next forward in training has to follow the weight.
+    """
+
+    gamma: Tensor
+    u: Tensor
+    v: Tensor
+    group: Tensor | None
+
+    def __init__(
+        self, weight: Tensor, *, preserve: bool, learn: bool = True, group: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        u, sigma, v = singular_vectors(weight.detach(), group)
+        self.register_buffer("u", u)
+        self.register_buffer("v", v)
+        self.register_buffer("group", group)
+        self.norms = sigma.detach().clone()
+        gamma = sigma if preserve else torch.ones_like(sigma)
+        if learn:
+            self.gamma = nn.Parameter(gamma)
+        else:
+            self.register_buffer("gamma", gamma)
+        self._home: tuple[weakref.ref[nn.Module], str] | None = None
+        self._seen: tuple[weakref.ref[Tensor], int] | None = None
+        self._fresh: tuple[int, Tensor, Tensor] | None = None
+        self.stepped = -1
+        self.serial = 0
+        self.waits = False
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether γ is a parameter."""
+        return "gamma" in self._parameters
+
+    @property
+    def weight(self) -> Tensor | None:
+        """W of the layer that this is part of; None where that is gone."""
+        layer = None if self._home is None else self._home[0]()
+        if layer is None or self._home is None:
+            return None
+        lists = getattr(layer, "parametrizations", {})
+        if self._home[1] not in lists:
+            return None
+        original: Tensor = lists[self._home[1]].original
+        return original
+
+    def settle(self, layer: nn.Module, tensor: str) -> None:
+        """Become part of a layer: from here on u and v follow its weight."""
+        self._home = (weakref.ref(layer), tensor)
+        self.note_weight()
+        stepping.follow(self)
+
+    def note_weight(self) -> None:
+        """Take the weight, as it is now, for the one that u and v belong to."""
+        weight = self.weight
+        if weight is not None:
+            self._seen = (weakref.ref(weight), _version(weight))
+        self._fresh = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Ŵ of W."""
+        u, v = self.u, self.v
+        if not torch.compiler.is_compiling() and (self.waits or self._is_behind(weight)):
+            if self.training and torch.is_grad_enabled():
+                if self.waits or self.stepped < 0:  # no optimizer of torch's says when a step was made
+                    iterate([(self, weight)])
+                    self.note_weight()
+                    self.waits = False
+            else:
+                u, v = self._fresh_vectors(weight)
+        return scaled_weight(weight, self.gamma, u, v, self.group)
+
+    @torch.no_grad()
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Take another weight, as `layer.weight = …` does, with γ = σ so that it is what the layer computes."""
+        if self._home is not None:
+            u, sigma, v = singular_vectors(weight.detach(), self.group)
+            self.u.copy_(u)
+            self.v.copy_(v)
+            if self.is_learned:
+                self.gamma.copy_(sigma)
+        return weight
+
+    def extra_repr(self) -> str:
+        """Groups and whether γ is learned."""
+        groups = "" if self.group is None else f"groups={self.gamma.shape[0]}, "
+        return f"{groups}gamma={'learned' if self.is_learned else 'fixed'}"
+
+    def _is_behind(self, weight: Tensor) -> bool:
+        """Whether the weight was changed since u and v last followed it, as far as its version tells.
+
+        Not known of a stand-in for it: FSDP's gathered one, one that `functional_call` puts in.
+        """
+        if self._seen is None or self._seen[0]() is not weight:
+            return False
+        return _version(weight) != self._seen[1]
+
+    def _fresh_vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """u and v of a weight that was changed outside training, as an average of weights is; buffers stay."""
+        version = _version(weight)
+        if self._fresh is None or self._fresh[0] != version:
+            u, _, v = singular_vectors(weight.detach(), self.group)
+            self._fresh = (version, u, v)
+        return self._fresh[1], self._fresh[2]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.note_weight()  # the weight came just before, and u and v belong to it
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpectralScale:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_home", "_seen", "_fresh")}
+        made.__dict__ = copy.deepcopy(state, memo)
+        made._home = made._seen = made._fresh = None
+        layer = None if self._home is None else memo.get(id(self._home[0]()))
+        weight = memo.get(id(self.weight))
+        if layer is not None and self._home is not None:
+            made._home = (weakref.ref(layer), self._home[1])
+            made._seen = None if weight is None else (weakref.ref(weight), _version(weight))
+            stepping.follow(made)
+        made.stepped = -1
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.update(_home=None, _seen=None, _fresh=None)
+        return state
+
+
+def singular_vectors(weight: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """u, σ `[groups]` and v of a weight, as `SpectralScale` keeps them."""
+    whole = _whole(weight)
+    matrix = whole.flatten(1)
+    if group is None:
+        u, _, v = top_singular_vectors(matrix)
+    else:
+        by_rows = group.shape[1] == 1
+        lines = matrix if by_rows else matrix.t()
+        index = group.flatten()
+        along = lines.new_zeros(lines.shape[0], dtype=working_dtype(lines))
+        across = []
+        for g in range(int(index.max()) + 1):
+            left, _, right = top_singular_vectors(lines[index == g])
+            along[index == g] = left
+            across.append(right)
+        u, v = (along, torch.stack(across)) if by_rows else (torch.stack(across), along)
+    u, v = _like(u, weight), _like(v, weight)
+    sigma, _, _ = _sigma(matrix if whole is weight else weight.flatten(1), u, v, group)
+    return u, sigma.reshape(-1), v
+
+
+def scaled_weight(weight: Tensor, gamma: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
+    """`(γ / uᵀWv) W`; W as it is where uᵀWv = 0.
+
+    Args:
+        weight: `[rows, …]`, floating.
+        gamma: `[groups]`.
+        u: as in `SpectralScale`.
+        v: likewise.
+        group: likewise.
+
+    Returns:
+        Of shape and dtype of `weight`; computed in float32 or float64, whatever autocast says.
+    """
+    matrix = weight if weight.dim() == 2 else weight.flatten(1)
+    scaled: Tensor = _Scaled.apply(matrix, gamma, u, v, group)  # type: ignore[no-untyped-call]
+    return scaled if weight.dim() == 2 else scaled.view_as(weight)
+
+
+class _Scaled(torch.autograd.Function):
+    """One product with the matrix forward, and two passes over it backward; autograd by itself takes five.
+
+    With Ŵ = s W, s = γ/σ and G the gradient of Ŵ: ∂γ = ⟨G, W⟩ / σ, ∂W = s G - (s ⟨G, W⟩ / σ) uvᵀ.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, gamma: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
+        with exact(w.device):
+            sigma, u, v = _sigma(w, u, v, group)
+            ctx.save_for_backward(w, gamma, u, v, sigma, group)
+            scale, _ = _scale(gamma, sigma, group)
+            return (w.to(sigma.dtype) * scale).to(w.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        w, gamma, u, v, sigma, group = ctx.saved_tensors
+        with exact(w.device):
+            if torch.is_grad_enabled():  # for a second derivative σ is a function of W again
+                sigma = _sigma(w, u, v, group)[0]
+            scale, live = _scale(gamma, sigma, group)
+            safe = torch.where(live, sigma, 1.0)
+            wide = grad.to(sigma.dtype)
+            inner = _inner(wide, w.to(sigma.dtype), group, len(gamma))
+            by_gamma = torch.where(live, inner / safe, 0.0)
+            by_sigma = -by_gamma * gamma / safe
+            by_w = None
+            if ctx.needs_input_grad[0]:
+                by_w = _plus_outer(wide * scale, by_sigma, u, v, group).to(w.dtype)
+            return by_w, by_gamma.to(gamma.dtype), None, None, None
+
+
+def _sigma(w: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """uᵀWv `[groups]`, and u and v made to norm 1: averaged or rounded ones are not."""
+    dtype = working_dtype(w)
+    w = w.to(dtype)
+    if group is None:
+        u, v = (x / torch.linalg.vector_norm(x) for x in (u.to(dtype), v.to(dtype)))
+        return torch.dot(u, torch.mv(w, v)).reshape(1), u, v
+    by_rows = group.shape[1] == 1
+    lines, along, across = (w, u, v) if by_rows else (w.t(), v, u)
+    index, along, across = group.flatten(), along.to(dtype), across.to(dtype)
+    zeros = along.new_zeros(across.shape[0])
+    along = along / zeros.index_add(0, index, along * along).sqrt()[index]
+    across = across / torch.linalg.vector_norm(across, dim=1, keepdim=True)
+    images = (lines @ across.t()).gather(1, index[:, None])[:, 0]
+    sigma = zeros.index_add(0, index, along * images)
+    return (sigma, along, across) if by_rows else (sigma, across, along)
+
+
+def _scale(gamma: Tensor, sigma: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor]:
+    """γ/σ, `[1]` or as `group` lies; and where σ is a divisor at all."""
+    live = sigma > torch.finfo(sigma.dtype).tiny
+    scale = torch.where(live, gamma.to(sigma.dtype) / torch.where(live, sigma, 1.0), 1.0)
+    return (scale if group is None else scale[group]), live
+
+
+def _inner(grad: Tensor, w: Tensor, group: Tensor | None, groups: int) -> Tensor:
+    """⟨G, W⟩ `[groups]`."""
+    if group is None:
+        return torch.dot(grad.reshape(-1), w.reshape(-1)).reshape(1)
+    lines = (grad * w).sum(1 if group.shape[1] == 1 else 0)
+    return lines.new_zeros(groups).index_add(0, group.flatten(), lines)
+
+
+def _plus_outer(w: Tensor, factor: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
+    """W + factor · uvᵀ, group by group."""
+    if group is None:
+        return torch.addr(w, u * factor, v)
+    index = group.flatten()
+    if group.shape[1] == 1:
+        return w + (factor[index] * u)[:, None] * v[index]
+    return w + u[index].t() * (factor[index] * v)
+
+
+def _version(weight: Tensor) -> int:
+    return -1 if weight.is_inference() else weight._version
+
+
+def _whole(weight: Tensor) -> Tensor:
+    full: Any = getattr(weight, "full_tensor", None)
+    return weight if full is None else full()
+
+
+def _like(x: Tensor, weight: Tensor) -> Tensor:
+    """A whole tensor as the weight's mesh has it: a copy on every process."""
+    mesh: Any = getattr(weight, "device_mesh", None)
+    if mesh is None:
+        return x
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
