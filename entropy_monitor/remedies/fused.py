@@ -75,8 +75,8 @@ def _parts(weight: LayerWeight, seen: Mapping[int, Mapping[Role, Layout]], remed
     if _JOINED_NAMES.search(weight.name.rpartition(".")[-1]):
         raise ConfigurationError(
             f"{remedy}: {weight.label} {tuple(weight.value.shape)} seems to join queries, keys and "
-            "values, and how they lie in it is not known; give example_inputs=(…) for one forward to find out, or "
-            "fused='joint'"
+            "values, and how they lie in it is not known; give example_inputs=(…) for one forward to find "
+            "out, or fused='joint'"
         )
     return None
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize
@@ -17,7 +16,7 @@ from entropy_monitor.hooks import module_names
 from entropy_monitor.phrases import number
 from entropy_monitor.remedies.folding import accept_plain_weights, parametrized, undo
 from entropy_monitor.remedies.fused import Fused, find_groups
-from entropy_monitor.remedies.selection import LayerWeight, Layers, Selection, select_weights
+from entropy_monitor.remedies.selection import Layers, LayerWeight, Selection, select_weights
 from entropy_monitor.remedies.spectral import SpectralScale
 
 logger = logging.getLogger("entropy_monitor")
@@ -35,7 +34,7 @@ def sigma_reparam(
     tied: bool = False,
     embeddings: bool = False,
 ) -> nn.Module:
-    """Reparametrize linear layers in place with `Ŵ = (γ / σ(W)) W`, γ learnable (Zhai et al. 2023, section 3.2).
+    """Reparametrize linear layers in place: `Ŵ = (γ / σ(W)) W`, γ learnable (Zhai et al. 2023, section 3.2).
 
     The spectral norm of each weight is then a single parameter of its own, and no longer grows with every
     update of its entries. σ(W) = uᵀWv comes from power iteration in float32: it starts converged, without
@@ -76,7 +75,8 @@ def sigma_reparam(
     """
     if gamma not in ("one", "preserve"):
         raise ConfigurationError(
-            f"sigma_reparam: gamma must be 'one' (as in the paper, for training from scratch) or 'preserve' (keeps "
+            "sigma_reparam: gamma must be 'one' (as in the paper, for training from scratch) or 'preserve' "
+            "(keeps "
             f"what the model computes), got {gamma!r}"
         )
     _require_unwrapped(model, "sigma_reparam")
@@ -86,8 +86,10 @@ def sigma_reparam(
     _tell_left(selection, "sigma_reparam")
     if gamma == "one":
         logger.warning(
-            "entropy-monitor: gamma='one' set the spectral norm of %d weights to 1 (they had %s to %s): the model "
-            "computes another function now. That is the recipe for training from scratch; for a trained model give "
+            "entropy-monitor: gamma='one' set the spectral norm of %d weights to 1 (they had %s to %s): the "
+            "model "
+            "computes another function now. That is the recipe for training from scratch; for a trained "
+            "model give "
             "gamma='preserve'",
             len(selection.weights),
             number(min(norms)),
@@ -148,7 +150,8 @@ def weight_norm(model: nn.Module, layers: Layers = "all") -> nn.Module:
         zero = int((weight.matrix().detach().abs().amax(1) == 0).sum())
         if zero:
             raise ConfigurationError(
-                f"weight_norm: {zero} output features of {weight.label} are all zero and have no direction to "
+                f"weight_norm: {zero} output features of {weight.label} are all zero and have no direction "
+                "to "
                 "normalise; initialise them, or leave the layer out with layers=…"
             )
 

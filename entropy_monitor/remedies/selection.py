@@ -1,4 +1,5 @@
-"""Which layers of a model a remedy is for: the linear maps that a user chose, and why others are left alone."""
+"""Which layers of a model a remedy is for: the linear maps that a user chose, and why others are left "
+"alone."""
 
 from __future__ import annotations
 
@@ -148,7 +149,8 @@ def _predicate(model: nn.Module, layers: Layers, remedy: str) -> Callable[[str, 
         owners = attention_owners(model)
         if not owners:
             raise ConfigurationError(
-                f"{remedy}: layers='attention', and no module of {type(model).__name__} looks like attention; "
+                f"{remedy}: layers='attention', and no module of {type(model).__name__} looks like "
+                "attention; "
                 "name the layers by patterns: layers=['blocks.*.q_proj', …]"
             )
         roots = whole_model(model)
@@ -158,7 +160,8 @@ def _predicate(model: nn.Module, layers: Layers, remedy: str) -> Callable[[str, 
     patterns = (layers,) if isinstance(layers, str) else layers
     if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) for p in patterns):
         raise ConfigurationError(
-            f"{remedy}: layers must be 'all', 'attention', a name pattern or a list of them, or a function of "
+            f"{remedy}: layers must be 'all', 'attention', a name pattern or a list of them, or a function "
+            "of "
             f"name and module, got {layers!r}"
         )
     names = [name for layer, name in module_names(model).items() if kinds_of_layer(layer)]

@@ -114,7 +114,8 @@ class SpectralScale(nn.Module):
 
     @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Take another weight, as `layer.weight = …` does, with γ = σ so that it is what the layer computes."""
+        """Take another weight, as `layer.weight = …` does, with γ = σ so that it is what the layer "
+        "computes."""
         if self._home is not None:
             u, sigma, v = singular_vectors(weight.detach(), self.group)
             self.u.copy_(u)
@@ -138,7 +139,8 @@ class SpectralScale(nn.Module):
         return _version(weight) != self._seen[1]
 
     def _fresh_vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """u and v of a weight that was changed outside training, as an average of weights is; buffers stay."""
+        """U and v of a weight that was changed outside training, as an average of weights is; buffers "
+        "stay."""
         version = _version(weight)
         if self._fresh is None or self._fresh[0] != version:
             u, _, v = singular_vectors(weight.detach(), self.group)
