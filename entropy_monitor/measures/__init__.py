@@ -29,6 +29,11 @@ from entropy_monitor.measures.rows import (
     row_statistics_from_weights,
 )
 from entropy_monitor.measures.sampling import systematic_rows, systematic_standard_error
+from entropy_monitor.measures.scale_invariance import (
+    effective_learning_rate,
+    equilibrium_gradient_norm,
+    equilibrium_norm,
+)
 from entropy_monitor.measures.spectral import (
     largest_singular_value,
     sigma_qk,
@@ -45,8 +50,11 @@ __all__ = [
     "attention_entropy",
     "attention_map",
     "critical_sigma",
+    "effective_learning_rate",
     "entropy_from_maps",
     "entropy_lower_bound",
+    "equilibrium_gradient_norm",
+    "equilibrium_norm",
     "floor_activation",
     "floor_paper",
     "floor_row",

@@ -1,5 +1,4 @@
-"""Which layers of a model a remedy is for: the linear maps that a user chose, and why others are left "
-"alone."""
+"""Which layers of a model a remedy is for: those that a user chose, and why others are left alone."""
 
 from __future__ import annotations
 
@@ -48,8 +47,7 @@ class LayerWeight:
     @property
     def value(self) -> Tensor:
         """The weight as it is now."""
-        weight = getattr(self.layer, self.tensor)
-        assert isinstance(weight, Tensor)
+        weight: Tensor = getattr(self.layer, self.tensor)
         return weight
 
     @property
@@ -177,7 +175,10 @@ def _nothing(model: nn.Module, layers: Layers, remedy: str) -> str:
         return f"{remedy}: {type(model).__name__} has no linear layer that could be treated"
     near = difflib.get_close_matches(layers, names, 3, 0.4) if isinstance(layers, str) else []
     some = near or names[:5]
-    return f"{remedy}: layers={_shown(layers)} matches no linear layer of {type(model).__name__}; it has {', '.join(some)}, …"
+    return (
+        f"{remedy}: layers={_shown(layers)} matches no linear layer of {type(model).__name__}; "
+        f"it has {', '.join(some)}, …"
+    )
 
 
 def _shown(layers: Layers) -> str:

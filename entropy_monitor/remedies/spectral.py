@@ -114,8 +114,7 @@ class SpectralScale(nn.Module):
 
     @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Take another weight, as `layer.weight = …` does, with γ = σ so that it is what the layer "
-        "computes."""
+        """Take another weight, as `layer.weight = …` does; γ = σ, so that the layer computes with it."""
         if self._home is not None:
             u, sigma, v = singular_vectors(weight.detach(), self.group)
             self.u.copy_(u)
@@ -139,8 +138,7 @@ class SpectralScale(nn.Module):
         return _version(weight) != self._seen[1]
 
     def _fresh_vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """U and v of a weight that was changed outside training, as an average of weights is; buffers "
-        "stay."""
+        """Vectors of a weight that was changed outside training, as an average is; buffers stay."""
         version = _version(weight)
         if self._fresh is None or self._fresh[0] != version:
             u, _, v = singular_vectors(weight.detach(), self.group)

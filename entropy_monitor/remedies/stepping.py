@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -19,18 +20,19 @@ _live: weakref.WeakSet[SpectralScale] = weakref.WeakSet()
 _began: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 _ticks = itertools.count()
 _serials = itertools.count()
-_hooked = False
 
 
 def follow(scale: SpectralScale) -> None:
     """From now on, have u and v follow the weight after each step of an optimizer that holds it."""
-    global _hooked
     scale.serial = next(_serials)
     _live.add(scale)
-    if not _hooked:
-        _hooked = True
-        register_optimizer_step_pre_hook(_never_traced(_before_step))
-        register_optimizer_step_post_hook(_never_traced(_after_step))
+    _listen()
+
+
+@functools.cache
+def _listen() -> None:
+    register_optimizer_step_pre_hook(_never_traced(_before_step))
+    register_optimizer_step_post_hook(_never_traced(_after_step))
 
 
 def forget(scale: SpectralScale) -> None:
