@@ -11,8 +11,9 @@ from torch.nn.utils import parametrize
 
 from entropy_monitor.hooks import module_names
 from entropy_monitor.remedies import stepping
+from entropy_monitor.remedies.scaling import scaled_weight
 from entropy_monitor.remedies.selection import LayerWeight
-from entropy_monitor.remedies.spectral import SpectralScale, scaled_weight, singular_vectors
+from entropy_monitor.remedies.spectral import SpectralScale, singular_vectors
 
 _WEIGHT_NORM = "_WeightNorm"  # torch's, which is private
 _MARK = ".parametrizations."

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from entropy_monitor.measures._precision import exact, working_dtype
+from entropy_monitor.measures._precision import working_dtype
 from entropy_monitor.measures.singular import top_singular_vectors
 from entropy_monitor.remedies import stepping
 from entropy_monitor.remedies.power_iteration import iterate
+from entropy_monitor.remedies.scaling import scaled_weight, sigma_of
 
 
 class SpectralScale(nn.Module):
@@ -170,6 +171,7 @@ class SpectralScale(nn.Module):
         return state
 
 
+@torch.no_grad()
 def singular_vectors(weight: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """u, σ `[groups]` and v of a weight, as `SpectralScale` keeps them."""
     whole = _whole(weight)
@@ -188,101 +190,8 @@ def singular_vectors(weight: Tensor, group: Tensor | None) -> tuple[Tensor, Tens
             across.append(right)
         u, v = (along, torch.stack(across)) if by_rows else (torch.stack(across), along)
     u, v = _like(u, weight), _like(v, weight)
-    sigma, _, _ = _sigma(matrix if whole is weight else weight.flatten(1), u, v, group)
+    sigma, _, _ = sigma_of(matrix if whole is weight else weight.flatten(1), u, v, group)
     return u, sigma.reshape(-1), v
-
-
-def scaled_weight(weight: Tensor, gamma: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
-    """`(γ / uᵀWv) W`; W as it is where uᵀWv = 0.
-
-    Args:
-        weight: `[rows, …]`, floating.
-        gamma: `[groups]`.
-        u: as in `SpectralScale`.
-        v: likewise.
-        group: likewise.
-
-    Returns:
-        Of shape and dtype of `weight`; computed in float32 or float64, whatever autocast says.
-    """
-    matrix = weight if weight.dim() == 2 else weight.flatten(1)
-    scaled: Tensor = _Scaled.apply(matrix, gamma, u, v, group)  # type: ignore[no-untyped-call]
-    return scaled if weight.dim() == 2 else scaled.view_as(weight)
-
-
-class _Scaled(torch.autograd.Function):
-    """One product with the matrix forward, and two passes over it backward; autograd by itself takes five.
-
-    With Ŵ = s W, s = γ/σ and G the gradient of Ŵ: ∂γ = ⟨G, W⟩ / σ, ∂W = s G - (s ⟨G, W⟩ / σ) uvᵀ.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, w: Tensor, gamma: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
-        with exact(w.device):
-            sigma, u, v = _sigma(w, u, v, group)
-            ctx.save_for_backward(w, gamma, u, v, sigma, group)
-            scale, _ = _scale(gamma, sigma, group)
-            return (w.to(sigma.dtype) * scale).to(w.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        w, gamma, u, v, sigma, group = ctx.saved_tensors
-        with exact(w.device):
-            if torch.is_grad_enabled():  # for a second derivative σ is a function of W again
-                sigma = _sigma(w, u, v, group)[0]
-            scale, live = _scale(gamma, sigma, group)
-            safe = torch.where(live, sigma, 1.0)
-            wide = grad.to(sigma.dtype)
-            inner = _inner(wide, w.to(sigma.dtype), group, len(gamma))
-            by_gamma = torch.where(live, inner / safe, 0.0)
-            by_sigma = -by_gamma * gamma / safe
-            by_w = None
-            if ctx.needs_input_grad[0]:
-                by_w = _plus_outer(wide * scale, by_sigma, u, v, group).to(w.dtype)
-            return by_w, by_gamma.to(gamma.dtype), None, None, None
-
-
-def _sigma(w: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """uᵀWv `[groups]`, and u and v made to norm 1: averaged or rounded ones are not."""
-    dtype = working_dtype(w)
-    w = w.to(dtype)
-    if group is None:
-        u, v = (x / torch.linalg.vector_norm(x) for x in (u.to(dtype), v.to(dtype)))
-        return torch.dot(u, torch.mv(w, v)).reshape(1), u, v
-    by_rows = group.shape[1] == 1
-    lines, along, across = (w, u, v) if by_rows else (w.t(), v, u)
-    index, along, across = group.flatten(), along.to(dtype), across.to(dtype)
-    zeros = along.new_zeros(across.shape[0])
-    along = along / zeros.index_add(0, index, along * along).sqrt()[index]
-    across = across / torch.linalg.vector_norm(across, dim=1, keepdim=True)
-    images = (lines @ across.t()).gather(1, index[:, None])[:, 0]
-    sigma = zeros.index_add(0, index, along * images)
-    return (sigma, along, across) if by_rows else (sigma, across, along)
-
-
-def _scale(gamma: Tensor, sigma: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor]:
-    """γ/σ, `[1]` or as `group` lies; and where σ is a divisor at all."""
-    live = sigma > torch.finfo(sigma.dtype).tiny
-    scale = torch.where(live, gamma.to(sigma.dtype) / torch.where(live, sigma, 1.0), 1.0)
-    return (scale if group is None else scale[group]), live
-
-
-def _inner(grad: Tensor, w: Tensor, group: Tensor | None, groups: int) -> Tensor:
-    """⟨G, W⟩ `[groups]`."""
-    if group is None:
-        return torch.dot(grad.reshape(-1), w.reshape(-1)).reshape(1)
-    lines = (grad * w).sum(1 if group.shape[1] == 1 else 0)
-    return lines.new_zeros(groups).index_add(0, group.flatten(), lines)
-
-
-def _plus_outer(w: Tensor, factor: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
-    """W + factor · uvᵀ, group by group."""
-    if group is None:
-        return torch.addr(w, u * factor, v)
-    index = group.flatten()
-    if group.shape[1] == 1:
-        return w + (factor[index] * u)[:, None] * v[index]
-    return w + u[index].t() * (factor[index] * v)
 
 
 def _version(weight: Tensor) -> int:

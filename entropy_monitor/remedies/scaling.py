@@ -1,0 +1,149 @@
+"""`Ŵ = (γ / σ(W)) W` as a function with its derivatives, σ(W) = uᵀWv (Zhai et al. 2023, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entropy_monitor.measures._precision import exact, working_dtype
+
+
+def scaled_weight(weight: Tensor, gamma: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
+    """`(γ / uᵀWv) W`; W as it is where uᵀWv = 0.
+
+    Args:
+        weight: `[rows, …]`, floating.
+        gamma: `[groups]`.
+        u: as in `SpectralScale`.
+        v: likewise.
+        group: likewise.
+
+    Returns:
+        Of shape and dtype of `weight`; computed in float32 or float64, whatever autocast says.
+    """
+    matrix = weight if weight.dim() == 2 else weight.flatten(1)
+    function = _Scaled if torch.compiler.is_compiling() else _ScaledEagerly
+    scaled: Tensor = function.apply(matrix, gamma, u, v, group)[0]  # type: ignore[no-untyped-call]
+    return scaled if weight.dim() == 2 else scaled.view_as(weight)
+
+
+class _Scaled(torch.autograd.Function):
+    """One product with the matrix forward, and two passes over it backward; autograd by itself takes five.
+
+    With Ŵ = s W, s = γ/σ and G the gradient of Ŵ: ∂γ = ⟨G, W⟩ / σ, ∂W = s G - (s ⟨G, W⟩ / σ) uvᵀ.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        w: Tensor, gamma: Tensor, u: Tensor, v: Tensor, group: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ŵ; and σ, u, v as they were used."""
+        with exact(w.device):
+            sigma, u, v = sigma_of(w, u, v, group)
+            scale, _ = _scale(gamma, sigma, group)
+            return (w.to(sigma.dtype) * scale).to(w.dtype), sigma, u, v
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the derivatives need; u and v as copies, for buffers may be written meanwhile."""
+        w, gamma, _, _, group = inputs
+        _, sigma, u, v = output
+        ctx.mark_non_differentiable(sigma, u, v)
+        ctx.save_for_backward(w, gamma, u, v, sigma, group)
+        ctx.save_for_forward(w, gamma, u, v, sigma, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """The gradient."""
+        w, gamma, u, v, sigma, group = ctx.saved_tensors
+        with exact(w.device):
+            if torch.is_grad_enabled():  # for a second derivative σ is a function of W again
+                sigma = _bilinear(w, u, v, group)
+            scale, live = _scale(gamma, sigma, group)
+            safe = torch.where(live, sigma, 1.0)
+            wide = grad.to(sigma.dtype)
+            inner = _inner(wide, w.to(sigma.dtype), group, len(gamma))
+            by_gamma = torch.where(live, inner / safe, 0.0)
+            by_sigma = -by_gamma * gamma / safe
+            by_w = None
+            if ctx.needs_input_grad[0]:
+                by_w = _plus_outer(wide * scale, by_sigma, u, v, group).to(w.dtype)
+            return by_w, by_gamma.to(gamma.dtype), None, None, None
+
+
+class _ScaledEagerly(_Scaled):
+    """The same with forward-mode derivatives, which torch.compile refuses to trace."""
+
+    @staticmethod
+    def jvp(ctx: Any, w_t: Tensor | None, gamma_t: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        """The directional derivative."""
+        w, gamma, u, v, sigma, group = ctx.saved_tensors
+        with exact(w.device):
+            scale, live = _scale(gamma, sigma, group)
+            safe = torch.where(live, sigma, 1.0)
+            rate = torch.zeros_like(sigma) if gamma_t is None else gamma_t.to(sigma.dtype) / safe
+            out = torch.zeros_like(w, dtype=sigma.dtype)
+            if w_t is not None:
+                wide = w_t.to(sigma.dtype)
+                rate = rate - gamma * _bilinear(wide, u, v, group) / safe.square()
+                out = wide * scale
+            rate = torch.where(live, rate, 0.0)
+            out = out + w.to(sigma.dtype) * (rate if group is None else rate[group])
+            return out.to(w.dtype), None, None, None
+
+
+def sigma_of(w: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """uᵀWv `[groups]`, and u and v made to norm 1: averaged or rounded ones are not."""
+    dtype = working_dtype(w)
+    u, v = u.to(dtype), v.to(dtype)
+    if group is None:
+        u, v = u / torch.linalg.vector_norm(u), v / torch.linalg.vector_norm(v)
+        return _bilinear(w, u, v, group), u, v
+    by_rows = group.shape[1] == 1
+    along, across = (u, v) if by_rows else (v, u)
+    index = group.flatten()
+    squares = along.new_zeros(across.shape[0]).index_add(0, index, along * along)
+    along = along / squares.sqrt()[index]
+    across = across / torch.linalg.vector_norm(across, dim=1, keepdim=True)
+    u, v = (along, across) if by_rows else (across, along)
+    return _bilinear(w, u, v, group), u, v
+
+
+def _bilinear(w: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
+    """uᵀWv of each group, `[groups]`."""
+    w = w.to(u.dtype)
+    if group is None:
+        return torch.dot(u, torch.mv(w, v)).reshape(1)
+    lines, along, across = (w, u, v) if group.shape[1] == 1 else (w.t(), v, u)
+    index = group.flatten()
+    images = (lines @ across.t()).gather(1, index[:, None])[:, 0]
+    return along.new_zeros(across.shape[0]).index_add(0, index, along * images)
+
+
+def _scale(gamma: Tensor, sigma: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor]:
+    """γ/σ, `[1]` or as `group` lies; and where σ is a divisor at all."""
+    live = sigma > torch.finfo(sigma.dtype).tiny
+    scale = torch.where(live, gamma.to(sigma.dtype) / torch.where(live, sigma, 1.0), 1.0)
+    return (scale if group is None else scale[group]), live
+
+
+def _inner(grad: Tensor, w: Tensor, group: Tensor | None, groups: int) -> Tensor:
+    """⟨G, W⟩ `[groups]`."""
+    if group is None:
+        return torch.dot(grad.reshape(-1), w.reshape(-1)).reshape(1)
+    lines = (grad * w).sum(1 if group.shape[1] == 1 else 0)
+    return lines.new_zeros(groups).index_add(0, group.flatten(), lines)
+
+
+def _plus_outer(w: Tensor, factor: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
+    """W + factor · uvᵀ, group by group."""
+    if group is None:
+        return torch.addr(w, u * factor, v)
+    index = group.flatten()
+    if group.shape[1] == 1:
+        return w + (factor[index] * u)[:, None] * v[index]
+    return w + u[index].t() * (factor[index] * v)
