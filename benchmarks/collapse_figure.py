@@ -19,8 +19,8 @@ def main() -> None:
     parser.add_argument("demo", type=Path, help="what `entropy-monitor demo` wrote")
     parser.add_argument("-o", "--out", type=Path, default=Path("docs/collapse.png"))
     options = parser.parse_args()
-    whole = Figure(figsize=(13, 5), layout="constrained")
-    for part, name in zip(whole.subfigures(1, 2), ("sound", "too-fast"), strict=True):
+    whole = Figure(figsize=(18, 5), layout="constrained")
+    for part, name in zip(whole.subfigures(1, 3), ("sound", "too-fast", "cured"), strict=True):
         figures.overview(em.load_run(options.demo / name), figure=part)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     whole.savefig(options.out, dpi=100)

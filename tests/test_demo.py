@@ -11,6 +11,7 @@ import torch
 from entropy_monitor import load_run
 from entropy_monitor.demo.digits import load_digits
 from entropy_monitor.demo.show import _fresh
+from entropy_monitor.demo.training import RECIPES
 from tests.conftest import DEMO_STEPS, Demo
 
 pytestmark = pytest.mark.xdist_group("demo")
@@ -35,6 +36,21 @@ def test_the_first_layer_collapses_in_the_figures_themselves(demo: Demo) -> None
     assert (sound["entropy"] / sound["max_entropy"]).min() > 0.5
 
 
+def test_the_cured_run_is_sound_at_the_same_learning_rate(demo: Demo) -> None:
+    cured = load_run(demo.folder / "cured")
+    assert cured.alerts.empty
+    assert not cured.problems
+    heads = cured.heads
+    share = (heads["entropy"] / heads["max_entropy"]).groupby(heads["layer_index"]).min()
+    assert share[0] > 0.5
+    assert cured.loss.iloc[-10:].mean() < load_run(demo.folder / "too-fast").loss.iloc[-10:].mean()
+    recipes = {recipe.name: recipe for recipe in RECIPES}
+    assert (recipes["cured"].learning_rate, recipes["cured"].warmup) == (
+        recipes["too-fast"].learning_rate,
+        recipes["too-fast"].warmup,
+    )
+
+
 def test_every_measured_step_and_every_loss_is_kept(demo: Demo) -> None:
     run = load_run(demo.folder / "too-fast")
     assert sorted(run.heads["step"].unique()) == list(range(0, DEMO_STEPS, 10))
@@ -52,7 +68,7 @@ def test_what_it_says_leads_to_what_it_wrote(demo: Demo) -> None:
     page = re.search(r"report +(\S+report\.html)", demo.output)
     assert page is not None
     assert Path(page[1]).is_file()
-    for name in ("sound", "too-fast"):
+    for name in ("sound", "too-fast", "cured"):
         assert list((demo.folder / name / "tensorboard").glob("events.*"))
         assert list((demo.folder / name / "wandb").glob("wandb/offline-run-*/*.wandb"))
         assert name in demo.output

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from entropy_monitor.analyzer import wording
+from entropy_monitor.analyzer import advice, wording
 from entropy_monitor.analyzer.detector import Finding, Words, first_step, heads_of, slots_on
 from entropy_monitor.analyzer.latch import Latch
 from entropy_monitor.analyzer.reading import Reading
@@ -63,7 +63,7 @@ class EntropyCollapse:
                 wording.drivers(evidence),
                 wording.loss_course(evidence, self._limits.stalled_loss, may_be_sound=not deep),
             ),
-            advice=wording.collapse_advice(finding.since),
+            advice=advice.collapse(finding.since, evidence),
         )
 
     def state_dict(self) -> State:

@@ -31,6 +31,7 @@ class Evidence:
 
     def __init__(self) -> None:
         self._first = SlotArrays(step=math.nan, **dict.fromkeys(_FROM_START, math.nan))
+        self._gradients: dict[str, float] = {}
 
     def remember(self, reading: Reading) -> None:
         """Keep the first finite value of each figure of each head."""
@@ -47,6 +48,10 @@ class Evidence:
                 first[reading.slots[new]] = values[new]
                 if name == "share":
                     self._first["step"][reading.slots[new]] = reading.step
+        for layer in reading.record.layers.get("layer", ()):
+            gradient = reading.layer_figure(layer, "grad_linf")
+            if layer not in self._gradients and math.isfinite(gradient):
+                self._gradients[layer] = gradient
 
     def gather(self, reading: Reading, slot: int | None) -> dict[str, Any]:
         """All that is known of one head and its layer, and of the loss. What is not known is absent.
@@ -71,11 +76,12 @@ class Evidence:
 
     def state_dict(self) -> State:
         """The first readings."""
-        return self._first.state_dict()
+        return {"heads": self._first.state_dict(), "gradients": dict(self._gradients)}
 
     def load_state_dict(self, state: State) -> None:
         """Take over what `state_dict` gave."""
-        self._first.load_state_dict(state)
+        self._first.load_state_dict(state["heads"])
+        self._gradients = dict(state["gradients"])
 
     def _head_figures(self, reading: Reading, slot: int) -> dict[str, float]:
         row = reading.row_of(slot)
@@ -89,7 +95,10 @@ class Evidence:
         figures["sigma_qk_growth"] = _ratio(figures, "sigma_qk")
         figures["max_logit_growth"] = _ratio(figures, "max_logit")
         layer = reading.index.layers[reading.index.layer[slot]]
-        return figures | {name: reading.layer_figure(layer, name) for name in _LAYER_FIGURES}
+        figures |= {name: reading.layer_figure(layer, name) for name in _LAYER_FIGURES}
+        figures["grad_linf_at_start"] = self._gradients.get(layer, math.nan)
+        figures["grad_linf_growth"] = _ratio(figures, "grad_linf")
+        return figures
 
 
 def _ratio(figures: dict[str, float], name: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from entropy_monitor.analyzer import wording
+from entropy_monitor.analyzer import advice, wording
 from entropy_monitor.analyzer.detector import (
     Finding,
     Words,
@@ -79,7 +79,7 @@ class LogitExplosion:
                 wording.entropy_state(evidence),
                 wording.loss_course(evidence, self._limits.stalled_loss, may_be_sound=False),
             ),
-            advice=wording.logit_advice(finding.since),
+            advice=advice.logits(finding.since, evidence),
         )
 
     def state_dict(self) -> State:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from entropy_monitor.analyzer import wording
+from entropy_monitor.analyzer import advice, wording
 from entropy_monitor.analyzer.detector import (
     Finding,
     Words,
@@ -73,7 +73,7 @@ class NonFinite:
                     f"The loss is NaN or infinite since step {finding.since}",
                     f"The last finite value was {number(evidence['loss'])}" if "loss" in evidence else "",
                 ),
-                advice=wording.non_finite_advice(finding.since),
+                advice=advice.non_finite(finding.since, evidence),
             )
         where = wording.where(finding)
         return Words(
@@ -82,7 +82,7 @@ class NonFinite:
                 f"In {where} attention entropy or logits are NaN or infinite since step {finding.since}",
                 "Where several layers report this, the first in order of execution is the one to look at",
             ),
-            advice=wording.non_finite_advice(finding.since),
+            advice=advice.non_finite(finding.since, evidence),
         )
 
     def state_dict(self) -> State:

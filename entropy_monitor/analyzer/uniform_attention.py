@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from entropy_monitor.analyzer import wording
+from entropy_monitor.analyzer import advice, wording
 from entropy_monitor.analyzer.detector import Finding, Words
 from entropy_monitor.analyzer.latch import Latch
 from entropy_monitor.analyzer.reading import Reading
@@ -72,10 +72,7 @@ class UniformAttention:
                 "Some sound runs begin like this and find their way later; the longer it lasts, "
                 "the less likely",
             ),
-            advice="Check that the inputs differ from one another and reach the model, and that "
-            "the attention weights receive gradients. Then change the learning rate (lower it "
-            "if the first steps were large), the scale of the initial weights, or where "
-            "normalisation stands; another seed tells whether it is chance.",
+            advice=advice.uniform(),
         )
 
     def state_dict(self) -> State:

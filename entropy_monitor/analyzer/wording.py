@@ -1,4 +1,4 @@
-"""Phrases that the detectors share: places, causes and cures, in words a person understands."""
+"""Phrases that the detectors share: places and causes, in words a person understands."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from entropy_monitor.analyzer.advice import GROWN
 from entropy_monitor.analyzer.detector import Finding
 from entropy_monitor.phrases import heads, number, percent, times
 
-_GROWN = 1.5  # a ratio from which "has grown" is fair
 _NOTABLE_LOGIT = 20.0  # below this a logit is no cause of anything
 
 
@@ -52,17 +52,17 @@ def drivers(evidence: Mapping[str, Any]) -> str:
     parts = []
     sigma, logit = evidence.get("sigma_qk_growth", 0.0), evidence.get("max_logit_growth", 0.0)
     since = f"step {evidence.get('start_step', 0):.0f}"
-    if sigma >= _GROWN:
+    if sigma >= GROWN:
         parts.append(
             f"The spectral norm of W_K W_Qᵀ has grown {times(sigma)} since {since} "
             f"({number(evidence['sigma_qk_at_start'])} to {number(evidence['sigma_qk'])})"
         )
-    if evidence.get("max_logit", 0.0) >= _NOTABLE_LOGIT and logit >= _GROWN:
+    if evidence.get("max_logit", 0.0) >= _NOTABLE_LOGIT and logit >= GROWN:
         parts.append(
             f"The largest logit has grown {times(logit)} "
             f"({number(evidence['max_logit_at_start'])} to {number(evidence['max_logit'])})"
         )
-        if 0 < sigma < _GROWN:
+        if 0 < sigma < GROWN:
             parts.append(
                 f"These weights have hardly grown ({times(sigma)}): the inputs to attention, or "
                 "what lies between them and the logits, have"
@@ -90,37 +90,6 @@ def loss_course(evidence: Mapping[str, Any], stalled: float, *, may_be_sound: bo
     return (
         f"The loss has improved all the same ({course}); if it goes on doing so, on held-out "
         "data too, this may be sound specialisation"
-    )
-
-
-def collapse_advice(since: int) -> str:
-    """What to do about a collapse of entropy."""
-    return (
-        f"Go back to a checkpoint from before step {since}: what steadies the run later does not "
-        "revive a collapsed head. Then lower the learning rate or lengthen its warmup. If that "
-        "is not enough, bound the logits: reparametrise the linear layers with σReparam (Zhai "
-        "et al. 2023), normalise queries and keys (QK-norm), or rescale their weights when "
-        "logits grow (qk-clip)."
-    )
-
-
-def logit_advice(since: int) -> str:
-    """What to do about exploding logits."""
-    return (
-        f"Watch the entropy of these heads, and keep a checkpoint from before step {since}. "
-        "Lower the learning rate or lengthen its warmup; bound the logits with QK-norm, qk-clip "
-        "or σReparam (Zhai et al. 2023); compute attention logits in float32."
-    )
-
-
-def non_finite_advice(since: int) -> str:
-    """What to do about NaN and infinity."""
-    return (
-        f"Stop the run and go back to a checkpoint from before step {since}: weights that took "
-        "in a NaN do not recover. Look at the batch of that step, at float16 overflow and loss "
-        "scaling, and at the largest logits just before; a lower learning rate, a longer warmup "
-        "or gradient clipping is the usual cure. With automatic loss scaling a single skipped "
-        "step is normal."
     )
 
 

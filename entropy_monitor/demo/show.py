@@ -25,7 +25,7 @@ def show_demo(out: Path, *, steps: int = 500, seed: int = 0) -> list[Outcome]:
     Args:
         out: a folder for all of it; one that exists is left alone and a numbered one is made beside it.
         steps: updates of each run.
-        seed: of both runs.
+        seed: of all runs.
     """
     _require_extras()
     digits = load_digits()
@@ -100,11 +100,11 @@ def _say_where(
         f"""
 Where to look:
   report       {report}
-               open it in a browser: both runs compared, every alert with its evidence
+               open it in a browser: the runs compared, every alert with its evidence
   TensorBoard  tensorboard --logdir {folder}
                then http://localhost:6006, tabs Scalars, Custom Scalars, Images, Text
   W&B          wandb sync {folder}/*/wandb/wandb/offline-run-*
-               uploads the two offline runs, if you have an account
+               uploads the offline runs, if you have an account
   Python       entropy_monitor.load_run("{folder / recipes[-1].name}").plot_overview()"""
     )
 

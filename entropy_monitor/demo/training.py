@@ -14,6 +14,7 @@ from entropy_monitor.demo.digits import CLASSES, PATCH_SIZE, TOKENS, Digits
 from entropy_monitor.demo.vit import VisionTransformer
 from entropy_monitor.monitor import EntropyMonitor
 from entropy_monitor.records import Alert, Sink
+from entropy_monitor.remedies import param_groups, reinitialise, remove_layer_norms, sigma_reparam
 
 BATCH = 128
 
@@ -27,17 +28,21 @@ class Recipe:
         words: what is tried.
         learning_rate: after warmup.
         warmup: steps.
+        cured: whether the model is treated by the recipe of Zhai et al. 2023 before it is trained: layer norms
+            removed, weights drawn anew, σReparam on every linear layer.
     """
 
     name: str
     words: str
     learning_rate: float
     warmup: int
+    cured: bool = False
 
 
 RECIPES = (
     Recipe("sound", "learning rate 1e-3 after 50 warmup steps", 1e-3, 50),
     Recipe("too-fast", "learning rate 2e-2 at once, no warmup", 2e-2, 0),
+    Recipe("cured", "the same learning rate, seed and warmup, with σReparam and no layer norms", 2e-2, 0, True),
 )
 
 
@@ -83,7 +88,11 @@ def train(
     """
     torch.manual_seed(seed)
     model = VisionTransformer(TOKENS, PATCH_SIZE, CLASSES)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
+    if recipe.cured:
+        remove_layer_norms(model)
+        reinitialise(model, std=0.02)
+        sigma_reparam(model, gamma="one")
+    optimizer = torch.optim.AdamW(param_groups(model, recipe.learning_rate), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / max(1, recipe.warmup))
     )

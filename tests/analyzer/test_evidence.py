@@ -45,6 +45,7 @@ def test_figures_and_growth_since_the_first_reading() -> None:
         "max_logit": 50.0, "max_logit_at_start": 2.0, "max_logit_growth": 25.0,
         "sigma_qk": 6.0, "sigma_qk_at_start": 0.5, "sigma_qk_growth": 12.0,
         "floor_row": pytest.approx(0.2), "grad_linf": 0.25, "update_sigma": 0.5,
+        "grad_linf_at_start": 0.25, "grad_linf_growth": 1.0,
     }  # fmt: skip
     json.dumps(evidence, allow_nan=False)
 
