@@ -11,7 +11,7 @@ import torch
 from entropy_monitor import load_run
 from entropy_monitor.demo.digits import load_digits
 from entropy_monitor.demo.show import _fresh
-from entropy_monitor.demo.training import RECIPES
+from entropy_monitor.demo.training import RECIPES, train
 from tests.conftest import DEMO_STEPS, Demo
 
 pytestmark = pytest.mark.xdist_group("demo")
@@ -43,12 +43,23 @@ def test_the_cured_run_is_sound_at_the_same_learning_rate(demo: Demo) -> None:
     heads = cured.heads
     share = (heads["entropy"] / heads["max_entropy"]).groupby(heads["layer_index"]).min()
     assert share[0] > 0.5
-    assert cured.loss.iloc[-10:].mean() < load_run(demo.folder / "too-fast").loss.iloc[-10:].mean()
     recipes = {recipe.name: recipe for recipe in RECIPES}
     assert (recipes["cured"].learning_rate, recipes["cured"].warmup) == (
         recipes["too-fast"].learning_rate,
         recipes["too-fast"].warmup,
     )
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_cure_works_to_the_end_of_training(tmp_path: Path, seed: int) -> None:
+    recipes = {recipe.name: recipe for recipe in RECIPES}
+    digits = load_digits()
+    ill, cured = (train(recipes[name], digits, tmp_path / name, seed=seed) for name in ("too-fast", "cured"))
+    assert {alert.kind for alert in ill.alerts} >= {"entropy_collapse"}
+    assert not cured.alerts
+    assert ill.accuracy < 0.85
+    assert cured.accuracy > 0.9
 
 
 def test_every_measured_step_and_every_loss_is_kept(demo: Demo) -> None:

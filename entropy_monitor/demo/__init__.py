@@ -1,4 +1,4 @@
-"""The demonstration: a small Vision Transformer on handwritten digits, trained soundly, far too fast, and cured."""
+"""The demonstration: a small Vision Transformer on digits, trained soundly, far too fast, and cured."""
 
 from __future__ import annotations
 

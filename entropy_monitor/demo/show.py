@@ -96,6 +96,7 @@ def _say_where(
     for recipe, outcome in zip(recipes, outcomes, strict=True):
         verdict = f"{len(outcome.alerts)} alerts" if outcome.alerts else "no alert"
         print(f"  {recipe.name:9} {outcome.accuracy:4.0%} correct, {verdict}: {recipe.words}")
+    worst = max(outcomes, key=lambda outcome: len(outcome.alerts))
     print(
         f"""
 Where to look:
@@ -105,7 +106,7 @@ Where to look:
                then http://localhost:6006, tabs Scalars, Custom Scalars, Images, Text
   W&B          wandb sync {folder}/*/wandb/wandb/offline-run-*
                uploads the offline runs, if you have an account
-  Python       entropy_monitor.load_run("{folder / recipes[-1].name}").plot_overview()"""
+  Python       entropy_monitor.load_run("{worst.run_dir}").plot_overview()"""
     )
 
 

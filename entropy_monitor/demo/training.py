@@ -28,8 +28,8 @@ class Recipe:
         words: what is tried.
         learning_rate: after warmup.
         warmup: steps.
-        cured: whether the model is treated by the recipe of Zhai et al. 2023 before it is trained: layer norms
-            removed, weights drawn anew, σReparam on every linear layer.
+        cured: whether the model is treated by the recipe of Zhai et al. 2023 before it is trained: layer
+            norms removed, weights drawn anew, σReparam on every linear layer.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Recipe:
 RECIPES = (
     Recipe("sound", "learning rate 1e-3 after 50 warmup steps", 1e-3, 50),
     Recipe("too-fast", "learning rate 2e-2 at once, no warmup", 2e-2, 0),
-    Recipe("cured", "the same learning rate, seed and warmup, with σReparam and no layer norms", 2e-2, 0, True),
+    Recipe("cured", "the same seed and learning rate, with σReparam and no layer norms", 2e-2, 0, True),
 )
 
 
