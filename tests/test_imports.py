@@ -35,6 +35,7 @@ RULES = {
     "hooks": {"measures", "errors", "guard"},
     "analyzer": {"records", "errors", "phrases"},
     "store": {"records", "errors"},
+    "remedies": {"hooks", "measures", "errors", "guard", "phrases", "capture", "undisturbed"},
     "figures": {"records", "errors", "run", "frames"},
     "dashboards": {"records", "store", "run", "errors", "figures", "frames", "phrases"},
     "step_report": {"records"},
@@ -58,7 +59,7 @@ MONITOR = {
     "coverage",
     "undisturbed",
 }
-FORBIDDEN_TO_MONITOR = {"dashboards", "figures", "run", "cli", "demo", "doctor", "callbacks"}
+FORBIDDEN_TO_MONITOR = {"dashboards", "figures", "run", "cli", "demo", "doctor", "callbacks", "remedies"}
 
 
 def room_of(path: Path) -> str:
