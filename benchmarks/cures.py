@@ -1,6 +1,6 @@
 """What helps a run that collapses: the demonstration's too fast run, cured from the start or on the way.
 
-    python benchmarks/cures.py [SEEDS]
+    python benchmarks/cures.py [SEEDS] [--steps STEPS]
 
 Each line is 500 steps with one seed, learning rate 2e-2 and no warmup: as it is; with a remedy from the
 start; or converted after some steps, optimizer state carried over, at the same learning rate. Entropy is the
@@ -9,8 +9,8 @@ share of its maximum in the first layer and the smallest of the layers, on 256 t
 
 from __future__ import annotations
 
+import argparse
 import logging
-import sys
 from collections.abc import Callable
 
 import torch
@@ -22,7 +22,7 @@ from entropy_monitor.demo.digits import CLASSES, PATCH_SIZE, TOKENS, Digits, loa
 from entropy_monitor.demo.training import BATCH
 from entropy_monitor.demo.vit import VisionTransformer
 
-STEPS, RATE = 500, 2e-2
+RATE = 2e-2
 
 
 def plain(model: nn.Module) -> None:
@@ -43,14 +43,14 @@ def kept_norms(model: nn.Module) -> None:
 
 
 def run(
-    digits: Digits, seed: int, start: Callable[[nn.Module], None], convert_at: int = -1
+    digits: Digits, seed: int, start: Callable[[nn.Module], None], convert_at: int, steps: int
 ) -> tuple[float, float, float, float]:
     torch.manual_seed(seed)
     model = VisionTransformer(TOKENS, PATCH_SIZE, CLASSES)
     start(model)
     optimizer = torch.optim.AdamW(em.param_groups(model, RATE))
     losses = []
-    for step in range(STEPS):
+    for step in range(steps):
         if step == convert_at:
             em.sigma_reparam(model, gamma="preserve")
             em.convert_optimizer(optimizer, model)
@@ -77,13 +77,17 @@ RUNS: list[tuple[str, Callable[[nn.Module], None], int]] = [
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seeds", type=int, nargs="?", default=3)
+    parser.add_argument("--steps", type=int, default=500)
+    options = parser.parse_args()
     logging.disable(logging.WARNING)
     digits = load_digits()
     print("| run | seed | test accuracy | final loss | entropy, first layer | lowest layer |")
     print("|---|---|---|---|---|---|")
-    for seed in range(int(sys.argv[1]) if len(sys.argv) > 1 else 3):
+    for seed in range(options.seeds):
         for name, start, convert_at in RUNS:
-            accuracy, loss, first, lowest = run(digits, seed, start, convert_at)
+            accuracy, loss, first, lowest = run(digits, seed, start, convert_at, options.steps)
             print(
                 f"| {name} | {seed} | {accuracy:.0%} | {loss:.2f} | {first:.2f} | {lowest:.2f} |", flush=True
             )

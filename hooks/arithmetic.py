@@ -13,6 +13,7 @@ FRESH = frozenset(
 )
 MIXING = frozenset(
     {"conv1d", "conv2d", "conv3d", "bilinear", "cumsum", "fft", "rfft", "tensordot", "inner", "matmul", "bmm"}
+    | {"amax", "amin", "max", "min", "max_pool1d", "max_pool2d", "max_pool3d"}
     | {"all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor", "all_to_all_single"}
 )
 TIMES = frozenset({"mul", "multiply", "__mul__", "__rmul__"})

@@ -91,7 +91,17 @@ def possible_arrangements(
     arrangement = arrange(q, root, heads, rows)
     if origin is None or root is not None or arrangement.folded == q.shape[0]:
         return [arrangement]
-    return [arrangement, *arrangement.alternatives()]
+    others = _other_places(q, arrangement, heads)
+    return [arrangement, *arrangement.alternatives(), *others]
+
+
+def _other_places(q: Tensor, found: Arrangement, heads: int | None) -> list[Arrangement]:
+    """Heads in other leading dimensions that are as large, such as that of windows."""
+    n = q.dim() - 2
+    if n < 3 or found.folded:
+        return []
+    alike = [i for i in range(1, n) if q.shape[i] == heads and (i,) != found.heads]
+    return [Arrangement(tuple(i for i in range(n) if i != d), (d,)) for d in alike]
 
 
 def choose(

@@ -25,11 +25,12 @@ class Interceptor(TorchFunctionMode):
         self._called = called
         self._undo: Callable[[], None] | None = None
         self._paused = False
+        self._below: list[TorchFunctionMode] = []  # on the stack when this one was put there
 
     def on(self) -> None:
         """See the functions of this thread from now on."""
         self._undo = python_functions.install(self._python_function)
-        self.__enter__()  # type: ignore[no-untyped-call]
+        self._join_stack()
 
     def off(self) -> None:
         """See them no longer."""
@@ -40,12 +41,22 @@ class Interceptor(TorchFunctionMode):
             self._undo()
             self._undo = None
 
+    def _join_stack(self) -> None:
+        self._below = overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        self.__enter__()  # type: ignore[no-untyped-call]
+
     def _leave_stack(self) -> None:
-        """Take this mode off; an interrupt may have left it below modes of the user's."""
-        if self not in overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+        """Take this mode off; an interrupt may have left it below modes of the user's.
+
+        Or above one: its `with` has then taken this mode off in place of its own, which is still there.
+        """
+        stack = overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        theirs = (mode for mode in reversed(stack) if any(mode is other for other in self._below))
+        last = self if self in stack else next(theirs, None)
+        if last is None:
             return
         above = []
-        while (mode := overrides._pop_mode()) is not self:  # type: ignore[no-untyped-call]
+        while (mode := overrides._pop_mode()) is not last:  # type: ignore[no-untyped-call]
             above.append(mode)
         for mode in reversed(above):
             overrides._push_mode(mode)  # type: ignore[no-untyped-call]
@@ -64,7 +75,7 @@ class Interceptor(TorchFunctionMode):
         if not self._paused:
             return False
         self._paused = False
-        self.__enter__()  # type: ignore[no-untyped-call]
+        self._join_stack()
         return True
 
     def _python_function(

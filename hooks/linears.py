@@ -47,6 +47,7 @@ class LinearMap:
         unfolded: what `weight` is a permuted and flattened copy of, and in which order of dimensions.
         added: factors and other maps of its input (low-rank adapters) whose outputs were added to its own.
         shard: which part of the whole weight this is; None where the process holds all of it.
+        rounded: dtype of its output, where that is known.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class LinearMap:
         self.latent: Origin | None = None
         self.added: tuple[tuple[float, LinearMap], ...] = ()
         self.shard = shard_of(weight)
+        self.rounded: torch.dtype | None = None
         self._input = input
 
     @property
@@ -147,6 +149,7 @@ class LinearCall(LinearMap):
         super().__init__(weight, bias, input, output.shape, parameters, scope.module)
         self._input_version = 0 if input is None else version_of(input)
         self.scope = self.home = scope
+        self.rounded = output.dtype
         self.offset = int(output.storage_offset())
         self.version = version_of(output)
         self.mixed = False

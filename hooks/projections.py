@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from entropy_monitor.hooks.sharding import Shard
@@ -85,6 +86,7 @@ class Projection:
         parameters: the parameters behind `weight`.
         certain: NaN where repeated key heads turn out not to be equal; None where there is no doubt.
         shard: which part of the whole weight this is; None for a plain tensor.
+        rounded: dtype of its output, where that is known; what enters attention may have been cast up since.
     """
 
     weight: Tensor
@@ -96,6 +98,7 @@ class Projection:
     parameters: tuple[nn.Parameter, ...] = ()
     certain: Tensor | None = None
     shard: Shard | None = None
+    rounded: torch.dtype | None = None
 
     @property
     def is_whole(self) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from entropy_monitor.hooks.features import is_inner
 from entropy_monitor.hooks.latent import composed, features_slice, own_parameters, side_by_side, through
 from entropy_monitor.hooks.lineage import Joined, Origin
 from entropy_monitor.hooks.linears import LinearCall, LinearMap
@@ -43,6 +44,7 @@ FREED = "the weights behind {} were freed before attention ran, as FSDP does whe
 SPLIT_INPUTS = "the weights behind {} are split over processes along their inputs"
 SPLIT_SUM = "{} are made by several weights, some of them split over processes"
 REGISTERED_SPLIT = "the weights that were registered for {} are split over processes or freed"
+OVER_ROWS = "{} are products over tokens: attention runs over features, and no weights bound it"
 PARTS = "{} are put together from parts that do not all come from linear maps of one input"
 
 
@@ -81,6 +83,8 @@ def _last_of_chain(tensor: Tensor, origin: Origin, root: LinearMap | None, verdi
     layout = origin.features.layout(d)
     if layout is None:
         raise NoProjectionError(NO_HEADS.format(heads, d, origin.features.count))
+    if root is linear and isinstance(linear, LinearCall) and _runs_over_rows(tensor, linear):
+        raise NoProjectionError(OVER_ROWS)
     _check_sum(linear, verdicts)
     found = Projection(
         *composed(linear),
@@ -90,9 +94,11 @@ def _last_of_chain(tensor: Tensor, origin: Origin, root: LinearMap | None, verdi
         math.nan,
         own_parameters(linear),
         shard=linear.shard,
+        rounded=linear.rounded,
     )
     if layout.heads != heads:
-        if linear.shape.numel() // linear.features == b * heads * t and layout.heads == 1:
+        shared = linear.shape.numel() // linear.features == b * heads * t and heads in linear.shape[:-1]
+        if shared and layout.heads == 1:
             return replace(found, layout=replace(layout, heads=heads, head_stride=0))  # one for every head
         if heads % layout.heads:
             raise NoProjectionError(NO_HEADS.format(heads, d, origin.features.count))
@@ -111,6 +117,12 @@ def _last_of_chain(tensor: Tensor, origin: Origin, root: LinearMap | None, verdi
     question = ("agrees", linear.module, origin.features, tuple(map(id, found.parameters)))
     verdicts.require(question, seen, made, looser(tolerance, tensor), DISAGREE)
     return replace(found, factor=factor_of(seen, made, tolerance))
+
+
+def _runs_over_rows(tensor: Tensor, linear: LinearCall) -> bool:
+    """Whether the last dimension of a view runs over tokens and the one before over features, as in XCA."""
+    (t, d), (st, sd) = tensor.shape[-2:], tensor.stride()[-2:]
+    return is_inner(t, st, linear) and not is_inner(d, sd, linear)
 
 
 def _projection_of_parts(tensor: Tensor, joined: Joined, verdicts: Verdicts) -> Projection:
@@ -235,7 +247,8 @@ def given_projection(
             rows = rows_of_shape(b, t, linear.shape[:-1])
     if x is None or x.shape[-1] != width:
         return found
-    found = replace(found, input=x, rows=rows)
+    rounded = None if linear is None else linear.rounded
+    found = replace(found, input=x, rows=rows, rounded=rounded)
     seen, made = sampled(tensor, found)
     tolerance = tolerance_of(tensor, found)
     verdicts.require(question, seen, made, looser(tolerance, tensor), REGISTERED)

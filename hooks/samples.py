@@ -65,6 +65,8 @@ def sampled(tensor: Tensor, projection: Projection) -> tuple[Tensor, Tensor | No
 def tolerance_of(tensor: Tensor, projection: Projection) -> float:
     """How far apart what was seen and what the projection makes may be, relative, by their dtypes."""
     dtypes = [x.dtype for x in (tensor, projection.weight, projection.input) if x is not None]
+    if projection.rounded is not None:
+        dtypes.append(projection.rounded)
     low = torch.is_autocast_enabled(tensor.device.type) or any(torch.finfo(d).bits < 32 for d in dtypes)
     return TOLERANCE_LOW if low else TOLERANCE
 

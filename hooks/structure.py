@@ -71,8 +71,8 @@ def unseen_attention(model: nn.Module, seen: Collection[str]) -> list[str]:
 def attention_owners(model: nn.Module) -> list[str]:
     """Names of modules that hold attention and its projections: what `unseen_attention` would expect.
 
-    A module around one of them that is itself named after attention, as where the output projection lies beside
-    the rest, stands for it.
+    A module around one of them that is itself named after attention, as where the output projection lies
+    beside the rest, stands for it.
     """
     found: dict[str, None] = {}
     for name in unseen_attention(model, ()):

@@ -23,7 +23,7 @@ from torch.nn.modules.module import (
 from torch.utils.hooks import RemovableHandle
 
 from entropy_monitor.guard import Guard
-from entropy_monitor.hooks import sharding
+from entropy_monitor.hooks import sharding, transforms
 from entropy_monitor.hooks.compiled import switch
 from entropy_monitor.hooks.compiled.reader import CompiledReader
 from entropy_monitor.hooks.interceptor import Interceptor
@@ -173,7 +173,7 @@ class Watcher:
 
     def _begin(self, module: nn.Module) -> None:
         self.sightings.forwards += 1
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if transforms.is_inside():
             self.sightings.skipped["inside torch.func (vmap, grad, …)"] += 1
             return
         if self._skips(torch.is_grad_enabled(), module.training):
@@ -237,13 +237,21 @@ class Watcher:
     def _call_python(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A Python function of attention is about to run."""
         observer = self._forward.observer
-        if observer is not None and observer.scopes:
+        if observer is None or not observer.scopes:
+            return
+        if self._guard.run(_READING, transforms.is_inside_vmap):
+            self._guard.run(_READING, observer.reject, transforms.IN_VMAP)
+        else:
             self._guard.run(_READING, sharding.show_before, observer, func, args, kwargs)
 
     def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs one torch function of the watched forward, showing it to the observer."""
         observer = self._forward.observer
         if torch.compiler.is_compiling() or observer is None or not observer.scopes:
+            return func(*args, **kwargs)
+        if self._guard.run(_READING, transforms.is_inside_vmap):
+            if func in ATTENTION:
+                self._guard.run(_READING, observer.reject, transforms.IN_VMAP)
             return func(*args, **kwargs)
         if func in ATTENTION:
             self._guard.run(_READING, sharding.show_before, observer, func, args, kwargs)

@@ -70,6 +70,38 @@ def test_accelerate_loop(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint" / "custom_checkpoint_0.pkl").is_file()
 
 
+def test_sibert(tmp_path: Path) -> None:
+    out = run(str(ROOT / "examples" / "sibert.py"), "--steps", "12", "--run-dir", str(tmp_path / "run"))
+    assert out.startswith("homogeneous of degree 0: scale-invariant")
+    assert "effective learning rate" in out
+    assert set(load_run(tmp_path / "run").heads["attention"]) == {"relu"}
+
+
+def test_remedies_prints_ratios() -> None:
+    out = run(str(ROOT / "benchmarks" / "remedies.py"), "--smoke", "--rounds", "2", "--eager-only")
+    assert out.count("| smoke | eager |") == 2
+
+
+def test_proposition_3_2_holds_its_bound() -> None:
+    out = run(
+        str(ROOT / "benchmarks" / "proposition_3_2.py"),
+        "--widths",
+        "16",
+        "64",
+        "--steps",
+        "1",
+        "--samples",
+        "8",
+    )
+    assert "in all 2 cases: True" in out
+    assert out.count("exponent") == 2
+
+
+def test_cures_prints_a_line_a_run() -> None:
+    out = run(str(ROOT / "benchmarks" / "cures.py"), "1", "--steps", "3")
+    assert len(out.splitlines()) == 2 + 8
+
+
 def test_overhead_prints_ratios() -> None:
     out = run(str(ROOT / "benchmarks" / "overhead.py"), "--smoke", "--rounds", "2")
     assert out.count("measured") == 2
@@ -78,7 +110,7 @@ def test_overhead_prints_ratios() -> None:
 
 def test_demo_seeds_prints_a_line_a_run() -> None:
     out = run(str(ROOT / "benchmarks" / "demo_seeds.py"), "--seeds", "3", "--steps", "4")
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["sound", "too-fast"]
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["sound", "too-fast", "cured"]
 
 
 @pytest.mark.xdist_group("demo")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.hooks import module_names
+from entropy_monitor.hooks.sharding import is_sharded
 from entropy_monitor.remedies import stepping
 from entropy_monitor.remedies.scaling import scaled_weight
 from entropy_monitor.remedies.selection import LayerWeight
-from entropy_monitor.remedies.spectral import SpectralScale, singular_vectors
+from entropy_monitor.remedies.spectral import SpectralScale, laid_out_as, singular_vectors, whole
+from entropy_monitor.remedies.wrapping import is_fully_sharded
 
 _WEIGHT_NORM = "_WeightNorm"  # torch's, which is private
 _MARK = ".parametrizations."
@@ -31,9 +34,14 @@ def fold(model: nn.Module) -> nn.Module:
 
     Returns:
         The model.
+
+    Raises:
+        ConfigurationError: if FSDP holds the weights. Nothing is changed then.
     """
     done: set[int] = set()
-    for layer, tensor, kept in list(_reparametrized(model)):
+    found = list(_reparametrized(model))
+    _require_not_sharded(model, found)
+    for layer, tensor, kept in found:
         if isinstance(kept[0], SpectralScale):
             weight = kept.original
             if id(weight) not in done:  # a tied one is folded once
@@ -113,11 +121,28 @@ def _reparametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
                 yield layer, tensor, kept
 
 
+def _require_not_sharded(model: nn.Module, found: Sequence[tuple[nn.Module, str, Any]]) -> None:
+    """Raise where FSDP keeps weights by the places that they have."""
+    names = module_names(model)
+    wrapped = any(is_fully_sharded(module) for module in names)
+    for layer, tensor, kept in found:
+        split = any(not p.is_replicate() for p in getattr(getattr(kept[0], "gamma", None), "placements", ()))
+        if wrapped or split:  # else split as a weight is in tensor parallel
+            raise ConfigurationError(
+                f"fold: {names[layer]}.{tensor} is sharded by FSDP, which would lose track of it; gather the "
+                "state dict instead, with get_model_state_dict(model, "
+                "options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict, "
+                "and give it to em.fold_state_dict"
+            )
+
+
 def _drop(layer: nn.Module, tensor: str, *, leave_parametrized: bool = False) -> None:
     """Take a parametrization off; the weight becomes an ordinary parameter in the place that it had."""
     kept: Any = layer.parametrizations[tensor]  # type: ignore[index]
     trains = any(p.requires_grad for p in kept.parameters())
     place, scale = getattr(kept, "place", 0), kept[0]
+    cls = type(layer)  # made by torch for this layer, shared with its deep copies: they keep it as it is
+    layer.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
     parametrize.remove_parametrizations(layer, tensor, leave_parametrized)
     value = getattr(layer, tensor)
     if not isinstance(value, nn.Parameter):
@@ -153,8 +178,9 @@ def _take_plain(layer: nn.Module, state_dict: dict[str, Any], prefix: str, *_: A
             continue
         group = None if scale.group is None else scale.group.to(weight.device)
         u, sigma, v = singular_vectors(weight.detach(), group)
-        state_dict |= {f"{stem}0.u": u, f"{stem}0.v": v}
-        state_dict[f"{stem}0.gamma"] = sigma if scale.is_learned else torch.ones_like(sigma)
+        gamma = sigma if scale.is_learned else torch.ones_like(sigma)
+        for name, value in (("u", u), ("v", v), ("gamma", gamma)):
+            state_dict[f"{stem}0.{name}"] = laid_out_as(value, getattr(scale, name))
         if group is not None:
             state_dict[f"{stem}0.group"] = group
 
@@ -164,7 +190,9 @@ def _folded(state_dict: Mapping[str, Any], stem: str) -> Tensor:
         g, v = state_dict[f"{stem}original0"], state_dict[f"{stem}original1"]
         dim = next(d for d, n in enumerate(g.shape) if n > 1 or d == g.dim() - 1)
         return torch._weight_norm(v, g, dim)
-    parts = [state_dict.get(f"{stem}{name}") for name in ("original", "0.gamma", "0.u", "0.v", "0.group")]
+    group = state_dict.get(f"{stem}0.group")
+    weight, gamma, u, v = (state_dict[f"{stem}{name}"] for name in ("original", "0.gamma", "0.u", "0.v"))
     with torch.no_grad():
-        weight, gamma, u, v, group = parts
-        return scaled_weight(weight, gamma, u, v, group)  # type: ignore[arg-type]
+        if group is None or not is_sharded(weight):
+            return scaled_weight(weight, gamma, u, v, group)
+        return laid_out_as(scaled_weight(whole(weight), whole(gamma), u, v, group), weight)

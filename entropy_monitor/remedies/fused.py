@@ -14,6 +14,7 @@ from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Watcher
 from entropy_monitor.hooks.calls import AttentionCall, Role
 from entropy_monitor.hooks.projections import Layout, Projection
+from entropy_monitor.hooks.sharding import is_sharded
 from entropy_monitor.remedies.selection import LayerWeight, Selection
 from entropy_monitor.undisturbed import run_eagerly, unchanged
 
@@ -59,6 +60,12 @@ def find_groups(
 
 def _parts(weight: LayerWeight, seen: Mapping[int, Mapping[Role, Layout]], remedy: str) -> list[int] | None:
     """0 (query), 1 (key) or 2 (the rest) for each output feature; None for a weight that is not fused."""
+    joined = weight.fused or _JOINED_NAMES.search(weight.name.rpartition(".")[-1])
+    if joined and is_sharded(weight.value):
+        raise ConfigurationError(
+            f"{remedy}: {weight.label} is split over processes, where its queries, keys and values cannot be "
+            "told apart; give fused='joint', or leave the layer out with layers=…"
+        )
     out = weight.matrix().shape[0]
     if weight.fused:
         third = out // len(weight.fused)
@@ -72,7 +79,7 @@ def _parts(weight: LayerWeight, seen: Mapping[int, Mapping[Role, Layout]], remed
             for feature in _features(layout):
                 parts[feature] = number
         return None if 2 not in parts and len(set(parts)) < 2 else parts
-    if _JOINED_NAMES.search(weight.name.rpartition(".")[-1]):
+    if joined:
         raise ConfigurationError(
             f"{remedy}: {weight.label} {tuple(weight.value.shape)} seems to join queries, keys and "
             "values, and how they lie in it is not known; give example_inputs=(…) for one forward to find "

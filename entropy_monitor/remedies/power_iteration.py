@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from entropy_monitor.hooks.sharding import held, is_sharded, part_of
+from entropy_monitor.hooks.sharding import held, is_sharded
 from entropy_monitor.measures._precision import MAX_BYTES, exact, working_dtype
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Pair = tuple[SpectralScale, Tensor]
 
+_CHUNKS = {"Shard": 0, "_StridedShard": 1}  # placements, in the order in which they divide a weight
 _SMALL = 4 * 2**20  # bytes of a weight below which copying it costs less than a launch of its own
 
 
@@ -105,44 +106,37 @@ def _step_split(pairs: Sequence[Pair]) -> None:
     for (mesh, dims), those in together.items():
         scales = [scale for scale, _ in those]
         parts = [_Part(weight) for _, weight in those]
-        us, vs = ([_local(getattr(s, n)) for s in scales] for n in ("u", "v"))
+        us, vs = ([getattr(s, n) for s in scales] for n in ("u", "v"))
         with exact(parts[0].w.device):
             images = _summed([p.image(v) for p, v in zip(parts, vs, strict=True)], mesh, dims)
             us = [_normalised(y, u.to(y.dtype)) for y, u in zip(images, us, strict=True)]
             images = _summed([p.image_back(u) for p, u in zip(parts, us, strict=True)], mesh, dims)
             vs = [_normalised(z, v.to(z.dtype)) for z, v in zip(images, vs, strict=True)]
         for scale, u, v in zip(scales, us, vs, strict=True):
-            _local(scale.u).copy_(u)
-            _local(scale.v).copy_(v)
+            scale.u.copy_(u)
+            scale.v.copy_(v)
 
 
 def _step_whole(scale: SpectralScale, weight: Any) -> None:
-    """Gather a weight that is split in a way of its own."""
+    """Gather a weight that is split in a way of its own, or has groups of lines."""
     whole = weight.full_tensor()
-    held_scale = _Vectors(
-        _local(scale.u), _local(scale.v), None if scale.group is None else _local(scale.group)
-    )
-    (_step if scale.group is None else _step_groups)(held_scale, whole)  # type: ignore[arg-type]
-
-
-class _Vectors:
-    """The plain tensors within a scale whose buffers are DTensors."""
-
-    def __init__(self, u: Tensor, v: Tensor, group: Tensor | None) -> None:
-        self.u, self.v, self.group = u, v, group
+    if scale.group is None:
+        _step(scale, whole)
+    else:
+        _step_groups(scale, whole)
 
 
 class _Part:
     """The part of a weight that this process holds, and where it lies in the whole matrix."""
 
     def __init__(self, weight: Tensor) -> None:
-        whole = part_of(weight)
+        first = _first_held(weight)
         local = held(weight)
         inner = weight.shape[1:].numel()
         self.shape = (weight.shape[0], inner)
-        self.w = local.reshape(local.shape[0], -1).to(working_dtype(local))
-        self.rows = slice(whole.offset[0], whole.offset[0] + local.shape[0])
-        start = whole.offset[1] * (inner // weight.shape[1])
+        self.w = local.reshape(local.shape[0], local.shape[1:].numel()).to(working_dtype(local))
+        self.rows = slice(first[0], first[0] + local.shape[0])
+        start = first[1] * (inner // weight.shape[1])
         self.columns = slice(start, start + self.w.shape[1])
 
     def image(self, v: Tensor) -> Tensor:
@@ -160,12 +154,27 @@ class _Part:
 
 def _split_dims(weight: Any) -> tuple[int, ...] | None:
     """Mesh dimensions over which a weight is split by rows or columns; None where it is split otherwise."""
-    from torch.distributed.tensor import Shard
-
     split = [(i, p) for i, p in enumerate(weight.placements) if not p.is_replicate()]
-    if all(type(p) is Shard and p.dim % weight.dim() < 2 for _, p in split):
+    if all(type(p).__name__ in _CHUNKS and p.dim % weight.dim() < 2 for _, p in split):
         return tuple(i for i, _ in split)
     return None
+
+
+def _first_held(weight: Any) -> tuple[int, int]:
+    """Where the part of a weight that this process holds begins: row, and index in the second dimension.
+
+    Each split is one of `torch.chunk`; those of tensor parallel come before those of FSDP, though a mesh
+    names them after (`_StridedShard`).
+    """
+    offset, size = [0, 0], list(weight.shape[:2])
+    split = [(i, p) for i, p in enumerate(weight.placements) if not p.is_replicate()]
+    for i, placement in sorted(split, key=lambda found: _CHUNKS[type(found[1]).__name__]):
+        dim = placement.dim % weight.dim()
+        part = -(-size[dim] // weight.device_mesh.size(i))
+        before = min(weight.device_mesh.get_local_rank(i) * part, size[dim])
+        offset[dim] += before
+        size[dim] = min(part, size[dim] - before)
+    return offset[0], offset[1]
 
 
 def _summed(vectors: Sequence[Tensor], mesh: Any, dims: Iterable[int]) -> list[Tensor]:
@@ -189,10 +198,6 @@ def _normalised(x: Tensor, instead: Tensor) -> Tensor:
 
 def _usable(norm: Tensor) -> Tensor:
     return (norm > 0) & (norm < torch.inf)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return held(tensor) if is_sharded(tensor) else tensor
 
 
 def _chunks(pairs: Sequence[Pair]) -> Iterable[Sequence[Pair]]:

@@ -40,7 +40,8 @@ def sigma_reparam(
     update of its entries. σ(W) = uᵀWv comes from power iteration in float32: it starts converged, without
     random numbers, and takes one step after each step of an optimizer that holds the weight, however many
     forwards, micro-batches or recomputations there are, and none in between. Where no optimizer of
-    `torch.optim` makes the update, the first forward in training after it does, in code that is not compiled.
+    `torch.optim` makes the update, the first forward in training after it does, in code that is not compiled
+    (under FSDP2 it must be one of `torch.optim`).
 
     The weight stays the parameter that it was, so an optimizer that holds it goes on; it does not hold γ yet:
     make it from `param_groups`, or call `convert_optimizer`. State dicts gain `parametrizations` keys; plain

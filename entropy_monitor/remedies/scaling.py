@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from entropy_monitor.measures._precision import exact, working_dtype
+from entropy_monitor.hooks.sharding import is_sharded
+from entropy_monitor.measures._precision import working_dtype
 
 
 def scaled_weight(weight: Tensor, gamma: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
     """`(γ / uᵀWv) W`; W as it is where uᵀWv = 0.
 
     Args:
-        weight: `[rows, …]`, floating.
+        weight: `[rows, …]`, floating; where it is a DTensor, all lines are one group.
         gamma: `[groups]`.
         u: as in `SpectralScale`.
         v: likewise.
@@ -23,10 +25,22 @@ def scaled_weight(weight: Tensor, gamma: Tensor, u: Tensor, v: Tensor, group: Te
     Returns:
         Of shape and dtype of `weight`; computed in float32 or float64, whatever autocast says.
     """
+    if is_sharded(weight):
+        gamma, u, v = (copied_beside(weight, x) for x in (gamma, u, v))
     matrix = weight if weight.dim() == 2 else weight.flatten(1)
     function = _Scaled if torch.compiler.is_compiling() else _ScaledEagerly
     scaled: Tensor = function.apply(matrix, gamma, u, v, group)[0]  # type: ignore[no-untyped-call]
     return scaled if weight.dim() == 2 else scaled.view_as(weight)
+
+
+def copied_beside(weight: Any, x: Any) -> Any:
+    """A tensor, plain and the same on every process or split, as copies on the mesh of a DTensor."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    copies = [Replicate()] * weight.device_mesh.ndim
+    if is_sharded(x):
+        return x.redistribute(placements=copies)
+    return DTensor.from_local(x, weight.device_mesh, copies, run_check=False)
 
 
 class _Scaled(torch.autograd.Function):
@@ -42,10 +56,9 @@ class _Scaled(torch.autograd.Function):
         w: Tensor, gamma: Tensor, u: Tensor, v: Tensor, group: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Ŵ; and σ, u, v as they were used."""
-        with exact(w.device):
+        with _exact(w):
             sigma, u, v = sigma_of(w, u, v, group)
-            scale, _ = _scale(gamma, sigma, group)
-            return (w.to(sigma.dtype) * scale).to(w.dtype), sigma, u, v
+            return (w.to(sigma.dtype) * _scale(gamma, sigma, group)).to(w.dtype), sigma, u, v
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -60,18 +73,16 @@ class _Scaled(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """The gradient."""
         w, gamma, u, v, sigma, group = ctx.saved_tensors
-        with exact(w.device):
+        with _exact(w):
             if torch.is_grad_enabled():  # for a second derivative σ is a function of W again
                 sigma = _bilinear(w, u, v, group)
-            scale, live = _scale(gamma, sigma, group)
-            safe = torch.where(live, sigma, 1.0)
             wide = grad.to(sigma.dtype)
             inner = _inner(wide, w.to(sigma.dtype), group, len(gamma))
-            by_gamma = torch.where(live, inner / safe, 0.0)
-            by_sigma = -by_gamma * gamma / safe
+            by_gamma = _quotient(inner, sigma, 0.0)
             by_w = None
             if ctx.needs_input_grad[0]:
-                by_w = _plus_outer(wide * scale, by_sigma, u, v, group).to(w.dtype)
+                by_sigma = -by_gamma * _quotient(gamma, sigma, 0.0)
+                by_w = _plus_outer(wide * _scale(gamma, sigma, group), by_sigma, u, v, group).to(w.dtype)
             return by_w, by_gamma.to(gamma.dtype), None, None, None
 
 
@@ -82,16 +93,14 @@ class _ScaledEagerly(_Scaled):
     def jvp(ctx: Any, w_t: Tensor | None, gamma_t: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         """The directional derivative."""
         w, gamma, u, v, sigma, group = ctx.saved_tensors
-        with exact(w.device):
-            scale, live = _scale(gamma, sigma, group)
-            safe = torch.where(live, sigma, 1.0)
-            rate = torch.zeros_like(sigma) if gamma_t is None else gamma_t.to(sigma.dtype) / safe
+        with _exact(w):
+            rate = torch.zeros_like(sigma) if gamma_t is None else _quotient(gamma_t, sigma, 0.0)
             out = torch.zeros_like(w, dtype=sigma.dtype)
             if w_t is not None:
                 wide = w_t.to(sigma.dtype)
-                rate = rate - gamma * _bilinear(wide, u, v, group) / safe.square()
-                out = wide * scale
-            rate = torch.where(live, rate, 0.0)
+                turned = _quotient(_bilinear(wide, u, v, group), sigma, 0.0)
+                rate = rate - turned * _quotient(gamma, sigma, 0.0)
+                out = wide * _scale(gamma, sigma, group)
             out = out + w.to(sigma.dtype) * (rate if group is None else rate[group])
             return out.to(w.dtype), None, None, None
 
@@ -117,23 +126,32 @@ def _bilinear(w: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
     """uᵀWv of each group, `[groups]`."""
     w = w.to(u.dtype)
     if group is None:
-        return torch.dot(u, torch.mv(w, v)).reshape(1)
+        if _splits_columns(w):  # what is split is summed over first, and only a number has to be exchanged
+            return _summed(torch.dot(v, torch.mv(w.t(), u)).reshape(1))
+        return _summed(torch.dot(u, torch.mv(w, v)).reshape(1))
     lines, along, across = (w, u, v) if group.shape[1] == 1 else (w.t(), v, u)
     index = group.flatten()
     images = (lines @ across.t()).gather(1, index[:, None])[:, 0]
     return along.new_zeros(across.shape[0]).index_add(0, index, along * images)
 
 
-def _scale(gamma: Tensor, sigma: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor]:
-    """γ/σ, `[1]` or as `group` lies; and where σ is a divisor at all."""
-    live = sigma > torch.finfo(sigma.dtype).tiny
-    scale = torch.where(live, gamma.to(sigma.dtype) / torch.where(live, sigma, 1.0), 1.0)
-    return (scale if group is None else scale[group]), live
+def _scale(gamma: Tensor, sigma: Tensor, group: Tensor | None) -> Tensor:
+    """γ/σ, 1 where σ is 0, as `[1]` or as `group` lies."""
+    scale = _quotient(gamma, sigma, 1.0)
+    return scale if group is None else scale[group]
+
+
+def _quotient(x: Tensor, sigma: Tensor, instead: float) -> Tensor:
+    """x/σ, another value where σ is 0."""
+    zero = sigma == 0
+    return (x.to(sigma.dtype) / sigma.masked_fill(zero, 1.0)).masked_fill(zero, instead)
 
 
 def _inner(grad: Tensor, w: Tensor, group: Tensor | None, groups: int) -> Tensor:
     """⟨G, W⟩ `[groups]`."""
     if group is None:
+        if is_sharded(w):  # to flatten it would be to gather it
+            return _summed((grad * w).sum().reshape(1))
         return torch.dot(grad.reshape(-1), w.reshape(-1)).reshape(1)
     lines = (grad * w).sum(1 if group.shape[1] == 1 else 0)
     return lines.new_zeros(groups).index_add(0, group.flatten(), lines)
@@ -147,3 +165,23 @@ def _plus_outer(w: Tensor, factor: Tensor, u: Tensor, v: Tensor, group: Tensor |
     if group.shape[1] == 1:
         return w + (factor[index] * u)[:, None] * v[index]
     return w + u[index].t() * (factor[index] * v)
+
+
+def _exact(w: Tensor) -> AbstractContextManager[Any]:
+    """Keep autocast from rounding; entering its context costs more than asking whether it is on."""
+    kind = w.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
+
+
+def _splits_columns(w: Any) -> bool:
+    return is_sharded(w) and any(p.is_shard(1) for p in w.placements)
+
+
+def _summed(x: Tensor) -> Tensor:
+    """Where processes have summands of a value, their sum: else every use would exchange them again."""
+    placements: Any = getattr(x, "placements", ())
+    if not any(p.is_partial() for p in placements):
+        return x
+    found: Tensor = copied_beside(x, x)
+    return found

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo as _never_traced
 
+from entropy_monitor.hooks.sharding import is_sharded
 from entropy_monitor.measures._precision import working_dtype
 from entropy_monitor.measures.singular import top_singular_vectors
 from entropy_monitor.remedies import stepping
 from entropy_monitor.remedies.power_iteration import iterate
-from entropy_monitor.remedies.scaling import scaled_weight, sigma_of
+from entropy_monitor.remedies.scaling import copied_beside, scaled_weight, sigma_of
 
 
 class SpectralScale(nn.Module):
@@ -36,7 +38,8 @@ class SpectralScale(nn.Module):
         one.
 
     Attributes:
-        gamma: `[groups]`, float32 (float64 for float64 weights).
+        gamma: `[groups]`, float32 (float64 for float64 weights); a DTensor where the weight is one, so that
+            an optimizer may treat them together.
         u: left singular vector `[rows]`; `[groups, rows]` where columns are grouped.
         v: right singular vector `[columns]`; `[groups, columns]` where rows are grouped.
         stepped: when an optimizer's step was last followed, -1 for never; see `stepping`.
@@ -57,10 +60,10 @@ class SpectralScale(nn.Module):
         self.register_buffer("u", u)
         self.register_buffer("v", v)
         self.register_buffer("group", group)
-        self.norms = sigma.detach().clone()
+        self.norms = sigma.clone()
         gamma = sigma if preserve else torch.ones_like(sigma)
         if learn:
-            self.gamma = nn.Parameter(gamma)
+            self.gamma = nn.Parameter(copied_beside(weight, gamma) if is_sharded(weight) else gamma)
         else:
             self.register_buffer("gamma", gamma)
         self._home: tuple[weakref.ref[nn.Module], str] | None = None
@@ -78,14 +81,18 @@ class SpectralScale(nn.Module):
     @property
     def weight(self) -> Tensor | None:
         """W of the layer that this is part of; None where that is gone."""
+        return None if self.holder is None else self.holder.original
+
+    @property
+    def holder(self) -> Any:
+        """The module whose parameter W is, `layer.parametrizations.…`; None where that is gone."""
         layer = None if self._home is None else self._home[0]()
         if layer is None or self._home is None:
             return None
         lists = getattr(layer, "parametrizations", {})
         if self._home[1] not in lists:
             return None
-        original: Tensor = lists[self._home[1]].original
-        return original
+        return lists[self._home[1]]
 
     def settle(self, layer: nn.Module, tensor: str) -> None:
         """Become part of a layer: from here on u and v follow its weight."""
@@ -103,12 +110,13 @@ class SpectralScale(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Ŵ of W."""
         u, v = self.u, self.v
-        if not torch.compiler.is_compiling() and (self.waits or self._is_behind(weight)):
+        if torch.compiler.is_compiling():
+            if self.waits and self.training and torch.is_grad_enabled():
+                self._catch_up(weight)
+        elif self.waits or self._is_behind(weight):
             if self.training and torch.is_grad_enabled():
                 if self.waits or self.stepped < 0:  # no optimizer of torch's says when a step was made
-                    iterate([(self, weight)])
-                    self.note_weight()
-                    self.waits = False
+                    self._catch_up(weight)
             else:
                 u, v = self._fresh_vectors(weight)
         return scaled_weight(weight, self.gamma, u, v, self.group)
@@ -121,13 +129,20 @@ class SpectralScale(nn.Module):
             self.u.copy_(u)
             self.v.copy_(v)
             if self.is_learned:
-                self.gamma.copy_(sigma)
+                self.gamma.copy_(laid_out_as(sigma, self.gamma))
         return weight
 
     def extra_repr(self) -> str:
         """Groups and whether γ is learned."""
         groups = "" if self.group is None else f"groups={self.gamma.shape[0]}, "
         return f"{groups}gamma={'learned' if self.is_learned else 'fixed'}"
+
+    @_never_traced
+    def _catch_up(self, weight: Tensor) -> None:
+        """Follow the weight now; breaks compiled code in two, but only where FSDP1 leaves no other time."""
+        iterate([(self, weight)])
+        self.note_weight()
+        self.waits = False
 
     def _is_behind(self, weight: Tensor) -> bool:
         """Whether the weight was changed since u and v last followed it, as far as its version tells.
@@ -146,6 +161,20 @@ class SpectralScale(nn.Module):
             self._fresh = (version, u, v)
         return self._fresh[1], self._fresh[2]
 
+    def _buffers_of_now(self) -> dict[str, Tensor | None]:
+        """Buffers that belong to the weight as it is, for whoever gets both: an average left them behind."""
+        weight = self.weight
+        if weight is None or not self._is_behind(weight):
+            return self._buffers
+        u, v = self._fresh_vectors(weight)
+        return {**self._buffers, "u": u, "v": v}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        of_now = self._buffers_of_now()
+        if of_now is not self._buffers:
+            destination.update({f"{prefix}{name}": of_now[name] for name in ("u", "v")})
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.note_weight()  # the weight came just before, and u and v belong to it
@@ -153,9 +182,7 @@ class SpectralScale(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> SpectralScale:
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_home", "_seen", "_fresh")}
-        made.__dict__ = copy.deepcopy(state, memo)
-        made._home = made._seen = made._fresh = None
+        made.__dict__ = copy.deepcopy(self.__getstate__(), memo)
         layer = None if self._home is None else memo.get(id(self._home[0]()))
         weight = memo.get(id(self.weight))
         if layer is not None and self._home is not None:
@@ -167,15 +194,14 @@ class SpectralScale(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(_home=None, _seen=None, _fresh=None)
+        state.update(_home=None, _seen=None, _fresh=None, _buffers=self._buffers_of_now())
         return state
 
 
 @torch.no_grad()
 def singular_vectors(weight: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """u, σ `[groups]` and v of a weight, as `SpectralScale` keeps them."""
-    whole = _whole(weight)
-    matrix = whole.flatten(1)
+    """u, σ `[groups]` and v of a weight, as `SpectralScale` keeps them; plain tensors for a DTensor too."""
+    matrix = whole(weight).flatten(1)
     if group is None:
         u, _, v = top_singular_vectors(matrix)
     else:
@@ -189,8 +215,7 @@ def singular_vectors(weight: Tensor, group: Tensor | None) -> tuple[Tensor, Tens
             along[index == g] = left
             across.append(right)
         u, v = (along, torch.stack(across)) if by_rows else (torch.stack(across), along)
-    u, v = _like(u, weight), _like(v, weight)
-    sigma, _, _ = sigma_of(matrix if whole is weight else weight.flatten(1), u, v, group)
+    sigma, _, _ = sigma_of(matrix, u, v, group)
     return u, sigma.reshape(-1), v
 
 
@@ -198,16 +223,18 @@ def _version(weight: Tensor) -> int:
     return -1 if weight.is_inference() else weight._version
 
 
-def _whole(weight: Tensor) -> Tensor:
-    full: Any = getattr(weight, "full_tensor", None)
-    return weight if full is None else full()
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor as a plain one; gathered where processes have parts of it."""
+    full: Any = getattr(tensor, "full_tensor", None)
+    return tensor if full is None else full()
 
 
-def _like(x: Tensor, weight: Tensor) -> Tensor:
-    """A whole tensor as the weight's mesh has it: a copy on every process."""
-    mesh: Any = getattr(weight, "device_mesh", None)
-    if mesh is None:
+def laid_out_as(x: Tensor, other: Any) -> Tensor:
+    """A whole tensor in the layout of another one: plain, or what this process holds of it as a DTensor.
+
+    Nothing is exchanged: every process has the whole already.
+    """
+    if not is_sharded(other):
         return x
-    from torch.distributed.tensor import DTensor, Replicate
-
-    return DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    laid: Tensor = copied_beside(other, x).redistribute(placements=other.placements)
+    return laid

@@ -54,14 +54,17 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: 
     """Follow the weights of an optimizer, but for those that one within it has seen to since it began."""
     if not _live:
         return
-    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    mine = {id(p) for p in parameters}
+    flattened = {id(info.module) for p in parameters for info in getattr(p, "_param_infos", ())}
     began = _began.get(optimizer, 0)
     due = []
     for scale in followed():  # the same order on every process
         weight = scale.weight
-        if weight is None or id(weight) not in mine or scale.stepped >= began:
+        in_flat = id(scale.holder) in flattened
+        if weight is None or not (in_flat or id(weight) in mine) or scale.stepped >= began:
             continue
-        if weight.dim() < 2:  # FSDP1 has flattened it: the next forward will have it whole
+        if in_flat or weight.dim() < 2:  # FSDP1 has flattened it: the next forward will have it whole
             scale.waits = True
         else:
             due.append((scale, weight))

@@ -104,6 +104,7 @@ class Arguments:
             self._owners.module(linear.module),
             self._latent(linear),
             tuple((factor, self.linear(other)) for factor, other in linear.added),
+            linear.rounded,
         )
 
     def _latent(self, linear: LinearMap) -> Frozen | None:

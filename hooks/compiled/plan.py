@@ -18,7 +18,7 @@ from entropy_monitor.hooks.logits import Logits
 from entropy_monitor.hooks.products import Contraction
 from entropy_monitor.hooks.projections import Projection
 
-_FORMAT = 1  # of compiled code that reads, which torch keeps on disk: raise it when that changes
+_FORMAT = 2  # of compiled code that reads, which torch keeps on disk: raise it when that changes
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Map:
         module: name.
         latent: origin of its input, frozen, where that is the bottleneck of a low-rank chain.
         added: factors and maps whose outputs were added to its own.
+        rounded: dtype of its output.
     """
 
     weight: Slot | Strided | Unfolded
@@ -84,6 +85,7 @@ class Map:
     module: str
     latent: Frozen | None = None
     added: tuple[tuple[float, Map], ...] = ()
+    rounded: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,7 @@ class Thaw:
         )
         found.latent = self(value.latent)
         found.added = self(value.added)
+        found.rounded = value.rounded
         return found
 
     def _parameters(self, names: tuple[str, ...]) -> tuple[nn.Parameter, ...]:

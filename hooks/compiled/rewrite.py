@@ -153,16 +153,17 @@ def insert(
     undo: list[Undo] = []
     left_out: dict[str, str] = {}
     where = None if around is None else names[around]
-    for traced, call in [(t, c) for t in graphs for c in t.calls]:
-        try:
-            _insert(traced, call, by_fake, owners, where, order, undo)
-        except OutOfReachError:
-            left_out[call.layer] = "its queries or keys are not among the values of the compiled graph"
-        except Exception:
-            _take_back(undo, graphs)  # a graph that was half rewritten must not be compiled
-            raise
-    if undo:
-        recompile(graphs)
+    try:
+        for traced, call in [(t, c) for t in graphs for c in t.calls]:
+            try:
+                _insert(traced, call, by_fake, owners, where, order, undo)
+            except OutOfReachError:
+                left_out[call.layer] = "its queries or keys are not among the values of the compiled graph"
+        if undo:
+            recompile(graphs)
+    except Exception:
+        _take_back(undo, graphs)  # a graph that was half rewritten must not be compiled
+        raise
     return undo, left_out
 
 

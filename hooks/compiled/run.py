@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from entropy_monitor.hooks import sharding
+from entropy_monitor.hooks import sharding, transforms
 from entropy_monitor.hooks.compiled.graph import GraphObserver, Traced
 from entropy_monitor.hooks.scope import is_leaf
 from entropy_monitor.hooks.sources import ATTENTION
@@ -63,6 +63,10 @@ class GraphRun(fx.Interpreter):
         function = _function(n, args)
         if any(_holds_attention(a) for a in args if isinstance(a, fx.GraphModule)):
             self._observer.reject(f"attention within {n.target} in compiled code cannot be read")
+        if transforms.is_inside_vmap():  # the operator has no rule for it
+            if function in ATTENTION:
+                self._observer.reject(transforms.IN_VMAP)
+            return self._note(n, super().run_node(n))
         part = n.target is operator.getitem and not isinstance(args[0], Tensor)  # of a tuple
         if part or not self._observer.scopes:
             return self._note(n, super().run_node(n))

@@ -47,7 +47,8 @@ def _read(
     else:
         query, key = _together(query, key)
         if n > 2:  # windows among the leading dimensions, perhaps after the heads
-            arrangement = site.arrange(query, origins["query"])
+            told = _side_whose_memory_tells(query, key, site)
+            arrangement = site.arrange(query if told == "query" else key, origins[told])
         else:
             arrangement = Arrangement(tuple(range(n - 1)), (n - 1,) if n else ())
         k = arrangement.apply(key)
@@ -64,6 +65,12 @@ def _read(
         origins=origins,
         output_size=query.shape[:-1].numel() * value.shape[-1],
     )
+
+
+def _side_whose_memory_tells(query: Tensor, key: Tensor, site: Site) -> str:
+    """Queries, unless they are copies (pooled, scaled) and the keys beside them are not."""
+    told = site.root_of(query) is None and site.root_of(key) is not None
+    return "key" if told and query.shape[:-2] == key.shape[:-2] else "query"
 
 
 def _together(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

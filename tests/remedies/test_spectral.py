@@ -175,6 +175,13 @@ def test_a_zero_weight_behaves_as_a_plain_one_until_it_moves() -> None:
     assert scale.gamma.abs() > 0
 
 
+def test_a_gamma_that_is_no_number_is_not_hidden() -> None:
+    w = weight(4, 3)
+    u, _, v = singular_vectors(w, None)
+    gamma = torch.tensor([torch.nan], dtype=torch.float64)
+    assert scaled_weight(w, gamma, u, v, None).isnan().all()
+
+
 def test_a_rank_one_weight_is_followed_to_another() -> None:
     layer = nn.Linear(5, 5, bias=False, dtype=torch.float64)
     with torch.no_grad():
