@@ -19,12 +19,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=500)
+    names = [recipe.name for recipe in RECIPES]
+    parser.add_argument("--recipes", nargs="+", choices=names, default=names)
     options = parser.parse_args()
     torch.set_num_threads(1)
     digits = load_digits()
     print(f"{'recipe':10} {'seed':>4} {'accuracy':>8} {'loss':>6}  first collapse alert, all alerts")
     with tempfile.TemporaryDirectory() as folder:
-        for recipe in RECIPES:
+        for recipe in (recipe for recipe in RECIPES if recipe.name in options.recipes):
             for seed in options.seeds:
                 run_dir = Path(folder) / f"{recipe.name}-{seed}"
                 outcome = train(recipe, digits, run_dir, steps=options.steps, seed=seed)

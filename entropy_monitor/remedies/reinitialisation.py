@@ -53,7 +53,7 @@ def reinitialise(
         )
     require_unwrapped(model, _REMEDY, "which holds parts of the weights, or copies that must agree")
     try:
-        selection = select_weights(model, layers, remedy=_REMEDY)
+        selection = select_weights(model, layers, remedy=_REMEDY, finite=False)
     except ConfigurationError as error:
         if not any(parametrize.is_parametrized(module) for module in model.modules()):
             raise

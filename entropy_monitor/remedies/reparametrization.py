@@ -8,18 +8,19 @@ from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.hooks import module_names
 from entropy_monitor.phrases import number
 from entropy_monitor.remedies.folding import accept_plain_weights, parametrized, undo
 from entropy_monitor.remedies.fused import Fused, find_groups
 from entropy_monitor.remedies.selection import Layers, LayerWeight, Selection, select_weights
 from entropy_monitor.remedies.spectral import SpectralScale
+from entropy_monitor.remedies.wrapping import require_unwrapped
 
 logger = logging.getLogger("entropy_monitor")
+
+_UNSYNCHRONISED = "which would not synchronise the new parameters"
 
 Gamma = Literal["one", "preserve"]
 
@@ -80,7 +81,7 @@ def sigma_reparam(
             "(keeps "
             f"what the model computes), got {gamma!r}"
         )
-    _require_unwrapped(model, "sigma_reparam")
+    require_unwrapped(model, "sigma_reparam", _UNSYNCHRONISED)
     selection = select_weights(model, layers, remedy="sigma_reparam", tied=tied, embeddings=embeddings)
     groups = find_groups(model, selection, fused, example_inputs, "sigma_reparam")
     norms = _reparametrize(selection, groups, preserve=gamma == "preserve", learn=True)
@@ -119,7 +120,7 @@ def spectral_norm(
     Raises:
         ConfigurationError: see `sigma_reparam`.
     """
-    _require_unwrapped(model, "spectral_norm")
+    require_unwrapped(model, "spectral_norm", _UNSYNCHRONISED)
     selection = select_weights(model, layers, remedy="spectral_norm", tied=tied, embeddings=embeddings)
     groups = find_groups(model, selection, fused, example_inputs, "spectral_norm")
     _reparametrize(selection, groups, preserve=False, learn=False)
@@ -145,7 +146,7 @@ def weight_norm(model: nn.Module, layers: Layers = "all") -> nn.Module:
         no
             direction.
     """
-    _require_unwrapped(model, "weight_norm")
+    require_unwrapped(model, "weight_norm", _UNSYNCHRONISED)
     selection = select_weights(model, layers, remedy="weight_norm")
     for weight in selection.weights:
         zero = int((weight.matrix().detach().abs().amax(1) == 0).sum())
@@ -196,21 +197,6 @@ def _for_all_or_none(selection: Selection, convert: Callable[[LayerWeight], None
         for weight in reversed(begun):
             undo(weight)
         raise
-
-
-def _require_unwrapped(model: object, remedy: str) -> None:
-    """Raise where a wrapper has taken stock of the parameters already: it would not know of new ones."""
-    if not isinstance(model, nn.Module):
-        return
-    for module, name in module_names(model).items():
-        kinds = {c.__name__ for c in type(module).__mro__}
-        wrapper = kinds & {"FullyShardedDataParallel", "FSDPModule"}
-        if isinstance(module, DistributedDataParallel) or wrapper:
-            by = wrapper.pop() if wrapper else "DistributedDataParallel"
-            raise ConfigurationError(
-                f"{remedy}: {name} is wrapped by {by}, which would not synchronise the new parameters; call "
-                f"{remedy}(model, …) first, then wrap"
-            )
 
 
 def _tell_left(selection: Selection, remedy: str) -> None:

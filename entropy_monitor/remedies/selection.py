@@ -81,7 +81,13 @@ def as_matrix(weight: Tensor, form: Form) -> Tensor:
 
 
 def select_weights(
-    model: nn.Module, layers: Layers, *, remedy: str, tied: bool = False, embeddings: bool = False
+    model: nn.Module,
+    layers: Layers,
+    *,
+    remedy: str,
+    tied: bool = False,
+    embeddings: bool = False,
+    finite: bool = True,
 ) -> Selection:
     """The weights of linear maps that a choice names; nothing is touched.
 
@@ -94,6 +100,7 @@ def select_weights(
         remedy: what is to be done, for errors.
         tied: whether to take weights that several layers share.
         embeddings: whether to take embeddings.
+        finite: whether to refuse weights that hold NaN or infinity.
 
     Raises:
         ConfigurationError: if nothing matches, or a weight cannot be treated: it is parametrized, quantized,
@@ -116,6 +123,8 @@ def select_weights(
                 left[weight.label] = "an embedding; embeddings=True takes it"
                 continue
             _require_usable(weight, remedy)
+            if finite:
+                _require_finite(weight, remedy)
             others = tuple(s for s in sharers.get(id(weight.value), ()) if s[1] is not layer)
             if others and not tied:
                 names = ", ".join(other for other, *_ in others)
@@ -249,9 +258,12 @@ def _require_usable(weight: LayerWeight, remedy: str) -> None:
             f"{remedy}: {label} has shape {tuple(value.shape)} and so no entries here. Where weights are "
             "split over processes, treat the model before it is wrapped"
         )
-    if not torch.isfinite(value.detach()).all():
+
+
+def _require_finite(weight: LayerWeight, remedy: str) -> None:
+    if not torch.isfinite(weight.value.detach()).all():
         raise ConfigurationError(
-            f"{remedy}: {label} holds NaN or infinity; go back to a checkpoint from before that"
+            f"{remedy}: {weight.label} holds NaN or infinity; go back to a checkpoint from before that"
         )
 
 
