@@ -34,10 +34,9 @@ def collapse(since: int, evidence: Mapping[str, Any]) -> str:
     if _weights_drive(evidence):
         cure = (
             "From there lower the learning rate or lengthen its warmup, or keep the weights' spectral norms "
-            "from growing "
-            f"with every update by σReparam (Zhai et al. 2023): {_CONVERT}. To train anew at this learning "
-            "rate: "
-            f"{_FROM_SCRATCH}"
+            f"from growing with every update by σReparam (Zhai et al. 2023): {_CONVERT}. To train anew at "
+            f"this learning rate: {_FROM_SCRATCH}. Where σReparam is in place already, lower the learning "
+            "rate of γ"
         )
     elif _logits_drive(evidence):
         cure = (

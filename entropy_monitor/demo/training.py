@@ -92,7 +92,8 @@ def train(
         remove_layer_norms(model)
         reinitialise(model, std=0.02)
         sigma_reparam(model, gamma="one")
-    optimizer = torch.optim.AdamW(param_groups(model, recipe.learning_rate), weight_decay=0.0)
+    groups = param_groups(model, recipe.learning_rate, gamma_lr=1.0)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / max(1, recipe.warmup))
     )
