@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from entropy_monitor.errors import ConfigurationError
@@ -18,16 +19,15 @@ from entropy_monitor.remedies.selection import LayerWeight
 from entropy_monitor.remedies.spectral import SpectralScale, laid_out_as, singular_vectors, whole
 from entropy_monitor.remedies.wrapping import is_fully_sharded
 
-_WEIGHT_NORM = "_WeightNorm"  # torch's, which is private
 _MARK = ".parametrizations."
 
 
 def fold(model: nn.Module) -> nn.Module:
     """Make plain layers of reparametrized ones, in place: what they compute stays, γ is gone.
 
-    Undoes `sigma_reparam`, `spectral_norm` and `weight_norm`; other parametrizations are left alone. State
-    dicts have their original keys again. The weight stays the parameter that it was before (but for
-    `weight_norm`, which made new ones).
+    Undoes `sigma_reparam`, `spectral_norm` and `weight_norm`; other parametrizations are left alone, such as
+    weight norms that are the model's own. State dicts have their original keys again. The weight stays the
+    parameter that it was before (but for `weight_norm`, which made new ones).
 
     Args:
         model: one with or without such layers.
@@ -36,7 +36,7 @@ def fold(model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
-        ConfigurationError: if FSDP holds the weights. Nothing is changed then.
+        ConfigurationError: if FSDP or DistributedDataParallel holds the weights. Nothing is changed then.
     """
     done: set[int] = set()
     found = list(_reparametrized(model))
@@ -59,7 +59,7 @@ def fold_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         state_dict: of a model with reparametrized layers, or a part of it (whole layers); anything else in it
-            is passed on as it is.
+            is passed on as it is. A state dict does not tell whose a weight norm is: all are folded.
 
     Returns:
         A new dict. Folded weights are new tensors.
@@ -116,14 +116,19 @@ def _reparametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
             continue
         lists: Any = layer.parametrizations
         for tensor, kept in list(lists.items()):
-            ours = isinstance(kept[0], SpectralScale) or type(kept[0]).__name__ == _WEIGHT_NORM
-            if ours and len(kept) == 1:
+            if len(kept) == 1 and hasattr(kept, "place"):
                 yield layer, tensor, kept
 
 
 def _require_not_sharded(model: nn.Module, found: Sequence[tuple[nn.Module, str, Any]]) -> None:
     """Raise where FSDP keeps weights by the places that they have."""
     names = module_names(model)
+    if found and any(isinstance(module, DistributedDataParallel) for module in names):
+        raise ConfigurationError(
+            "fold: the model is wrapped by DistributedDataParallel, which would lose track of its "
+            "parameters; "
+            "after training give the module within, em.fold(model.module)"
+        )
     wrapped = any(is_fully_sharded(module) for module in names)
     for layer, tensor, kept in found:
         split = any(not p.is_replicate() for p in getattr(getattr(kept[0], "gamma", None), "placements", ()))
@@ -188,7 +193,8 @@ def _take_plain(layer: nn.Module, state_dict: dict[str, Any], prefix: str, *_: A
 def _folded(state_dict: Mapping[str, Any], stem: str) -> Tensor:
     if f"{stem}original1" in state_dict:
         g, v = state_dict[f"{stem}original0"], state_dict[f"{stem}original1"]
-        dim = next(d for d, n in enumerate(g.shape) if n > 1 or d == g.dim() - 1)
+        alike = [d for d in range(g.dim()) if g.shape[d] == v.shape[d]]  # elsewhere g has size 1
+        dim = max(alike, key=lambda d: g.shape[d])
         return torch._weight_norm(v, g, dim)
     group = state_dict.get(f"{stem}0.group")
     weight, gamma, u, v = (state_dict[f"{stem}{name}"] for name in ("original", "0.gamma", "0.u", "0.v"))

@@ -52,8 +52,12 @@ def find_groups(
     groups = {}
     for weight in selection.weights:
         parts = _parts(weight, seen, remedy)
-        if parts is not None:
-            index = torch.tensor([numbers[part] for part in parts], device=weight.value.device)
+        if parts is None:
+            continue
+        found = sorted({numbers[part] for part in parts})
+        if len(found) > 1:
+            lines = [found.index(numbers[part]) for part in parts]
+            index = torch.tensor(lines, device=weight.value.device)
             groups[weight.label] = index[None, :] if weight.form == "transposed" else index[:, None]
     return groups
 
@@ -72,13 +76,11 @@ def _parts(weight: LayerWeight, seen: Mapping[int, Mapping[Role, Layout]], remed
         return [feature // third for feature in range(out)]
     layouts = seen.get(id(weight.value))
     if layouts is not None:
-        if not {"query", "key"} <= set(layouts):
-            return None
         parts = [2] * out
-        for number, layout in enumerate((layouts["query"], layouts["key"])):
+        for role, layout in layouts.items():
             for feature in _features(layout):
-                parts[feature] = number
-        return None if 2 not in parts and len(set(parts)) < 2 else parts
+                parts[feature] = ("query", "key").index(role)
+        return parts
     if joined:
         raise ConfigurationError(
             f"{remedy}: {weight.label} {tuple(weight.value.shape)} seems to join queries, keys and "

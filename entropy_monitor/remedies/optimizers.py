@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.remedies import stepping
 from entropy_monitor.remedies.folding import scales_of
+from entropy_monitor.remedies.spectral import MARK
 
 # What torch's schedulers keep for each group, and whether it is a learning rate.
 _PER_GROUP = {
@@ -22,8 +24,9 @@ _PER_GROUP = {
     "base_momentums": False,
     "max_momentums": False,
 }
-MARK = "entropy_monitor_gamma"
-"""Key of parameter groups that hold γ and nothing else."""
+_UNFIT = {"LBFGS": "has one group of parameters", "Muon": "takes matrices only"}
+
+logger = logging.getLogger("entropy_monitor")
 
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr", "base_lr")
 
@@ -33,7 +36,7 @@ def param_groups(
     lr: float,
     *,
     gamma_lr: float = 2.0,
-    weight_decay: float = 0.0,
+    weight_decay: float | None = None,
     gamma_weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer: γ apart from everything else.
@@ -45,7 +48,7 @@ def param_groups(
         model: with or without reparametrized layers.
         lr: learning rate.
         gamma_lr: that of γ, as a multiple of `lr`.
-        weight_decay: of all but γ.
+        weight_decay: of all but γ; by default the optimizer's own.
         gamma_weight_decay: of γ.
 
     Returns:
@@ -54,13 +57,14 @@ def param_groups(
     Raises:
         ConfigurationError: if a value is negative, or nothing trains.
     """
-    given = {"lr": lr, "gamma_lr": gamma_lr, "weight_decay": weight_decay}
-    _require_not_negative("param_groups", given | {"gamma_weight_decay": gamma_weight_decay})
+    given = {"lr": lr, "gamma_lr": gamma_lr, "gamma_weight_decay": gamma_weight_decay}
+    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
+    _require_not_negative("param_groups", given | decay)
     gammas = _gammas(model)
     apart = {id(gamma) for gamma in gammas}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     groups: list[dict[str, Any]] = [
-        {"params": rest, "lr": lr, "weight_decay": weight_decay},
+        {"params": rest, "lr": lr, **decay},
         {"params": gammas, "lr": lr * gamma_lr, "weight_decay": gamma_weight_decay, MARK: True},
     ]
     groups = [group for group in groups if group["params"]]
@@ -80,11 +84,9 @@ def convert_optimizer(
     """Bring an optimizer that runs already in line with its model after `sigma_reparam` or `fold`, in place.
 
     Weights are the parameters that they were, so their state (momentum, second moments, step) is carried over
-    as it
-    is: with γ = σ it is of the gradient that they go on to have, but for its part along uvᵀ. γ joins in
+    as it is: with γ = σ it is of the gradient that they go on to have, but for its part along uvᵀ. γ joins in
     groups of its own, one for each group that holds such weights, with the options of that group but for
-    learning rate and weight decay, and begins with an empty state. What is no parameter of the model any
-    more, as γ after `fold`, leaves.
+    learning rate and weight decay, and begins with an empty state. After `fold` γ leaves.
 
     Args:
         optimizer: whose parameters are those of the model.
@@ -92,15 +94,16 @@ def convert_optimizer(
         gamma_lr: learning rate of γ, as a multiple of that of the weight's group.
         gamma_weight_decay: of γ.
         schedulers: those of `torch.optim.lr_scheduler` that drive the optimizer: they are given the new
-        groups too.
+            groups too.
 
     Returns:
         The optimizer.
 
     Raises:
-        ConfigurationError: if a value is negative, the optimizer holds nothing of the model, a scheduler is
-        of another
-            optimizer, or none is given and the optimizer has one. Nothing is changed then.
+        ConfigurationError: if a value is negative, the optimizer holds nothing of the model or cannot take γ
+            (LBFGS has one group, Muon takes matrices only), weights were replaced (`weight_norm`), a
+            scheduler is of another optimizer, or none is given and the optimizer has one. Nothing is changed
+            then.
     """
     _require_not_negative(
         "convert_optimizer", {"gamma_lr": gamma_lr, "gamma_weight_decay": gamma_weight_decay}
@@ -112,6 +115,7 @@ def convert_optimizer(
             f"convert_optimizer: the optimizer holds no parameter of {type(model).__name__}; was the model "
             "made anew? Make the optimizer anew then, from em.param_groups"
         )
+    _require_fit(optimizer, model, held)
     driven = list(_flattened(schedulers, optimizer))
     if not driven and getattr(optimizer.step, "_wrapped_by_lr_sched", False):
         raise ConfigurationError(
@@ -123,7 +127,13 @@ def convert_optimizer(
     for name, scale in scales_of(model):
         if scale.is_learned and scale.gamma.requires_grad and id(scale.gamma) not in held:
             at = _group_of(optimizer, scale.weight)
-            if at is not None:
+            if at is None:
+                logger.warning(
+                    "entropy-monitor: convert_optimizer: this optimizer does not hold %s, and so not its γ; "
+                    "convert the one that does",
+                    name,
+                )
+            else:
                 found.setdefault(at, []).append((f"{name}.gamma", scale.gamma))
     for at, gammas in sorted(found.items()):
         optimizer.add_param_group(
@@ -158,13 +168,29 @@ def _group_like(
     return made | {"params": gammas if named else [gamma for _, gamma in gammas], MARK: True}
 
 
+def _require_fit(optimizer: Optimizer, model: nn.Module, held: set[int]) -> None:
+    """Raise where γ cannot join, or weights are not the parameters that the optimizer has."""
+    kind = next((c.__name__ for c in type(optimizer).__mro__ if c.__name__ in _UNFIT), None)
+    if kind is not None and any(scale.is_learned for _, scale in scales_of(model)):
+        raise ConfigurationError(
+            f"convert_optimizer: {type(optimizer).__name__} {_UNFIT[kind]}; give γ, the second group of "
+            "em.param_groups(model, lr), to an optimizer of its own"
+        )
+    for name, parameter in model.named_parameters():
+        if name.endswith(".original0") and parameter.requires_grad and id(parameter) not in held:
+            raise ConfigurationError(
+                f"convert_optimizer: {name} is a new parameter, which weight norm made in place of the "
+                "weight "
+                "that the optimizer holds; make the optimizer anew, from em.param_groups(model, lr)"
+            )
+
+
 def _drop_folded(optimizer: Optimizer) -> None:
     """Take γ of folded layers out of their groups; an empty group stays, for schedulers count them."""
     used = {id(scale.gamma) for scale in stepping.followed()}
     for group in optimizer.param_groups:
-        if not group.get(MARK):
-            continue
-        kept = [i for i, p in enumerate(group["params"]) if id(p) in used]
+        mine = [group.get(MARK) or hasattr(p, MARK) for p in group["params"]]
+        kept = [i for i, p in enumerate(group["params"]) if id(p) in used or not mine[i]]
         for i in set(range(len(group["params"]))) - set(kept):
             optimizer.state.pop(group["params"][i], None)
         for key in {"params", "param_names"} & set(group):

@@ -20,6 +20,8 @@ from entropy_monitor.hooks.structure import attention_owners, is_within, whole_m
 Layers = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """`"all"`, `"attention"`, name patterns as `fnmatch` knows them, or a predicate of name and module."""
 
+_FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 Form = Literal["linear", "transposed", "kernel"]
 """How a weight holds its matrix: `[out, in]`, `[in, out]`, or a kernel `[out, in, …]` that is flattened."""
 
@@ -233,10 +235,12 @@ def _require_usable(weight: LayerWeight, remedy: str) -> None:
             f"{remedy}: {label} is no parameter: something computes it before each forward "
             "(torch.nn.utils.weight_norm, spectral_norm or prune); remove that first"
         )
-    if not isinstance(value, Tensor) or not (is_lazy(value) or value.is_floating_point()):
+    if not isinstance(value, Tensor) or not (is_lazy(value) or value.dtype in _FLOATING):
         what = type(layer).__name__ if not isinstance(value, Tensor) else str(value.dtype)
         raise ConfigurationError(
-            f"{remedy}: {label} is quantized ({what}); only floating-point weights can be treated. Leave the "
+            f"{remedy}: {label} is quantized or not real ({what}); only weights in float64, float32, "
+            "bfloat16 "
+            "and float16 can be treated. Leave the "
             "layer out with layers=…, or treat the model before it is quantized"
         )
     if is_lazy(value):

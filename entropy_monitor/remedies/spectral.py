@@ -22,6 +22,11 @@ from entropy_monitor.remedies import stepping
 from entropy_monitor.remedies.power_iteration import iterate
 from entropy_monitor.remedies.scaling import copied_beside, scaled_weight, sigma_of
 
+MARK = "entropy_monitor_gamma"
+"""Attribute of every γ, and key of the parameter groups that hold γ and nothing else."""
+
+_MOVES_IN_A_STEP = 2  # forwards in training at new weights, before somebody else must be moving them
+
 
 class SpectralScale(nn.Module):
     """Holds γ, u and v of a weight, and scales it.
@@ -63,12 +68,15 @@ class SpectralScale(nn.Module):
         self.norms = sigma.clone()
         gamma = sigma if preserve else torch.ones_like(sigma)
         if learn:
-            self.gamma = nn.Parameter(copied_beside(weight, gamma) if is_sharded(weight) else gamma)
+            gamma = copied_beside(weight, gamma) if is_sharded(weight) else gamma
+            self.gamma = nn.Parameter(gamma, requires_grad=weight.requires_grad)
+            setattr(self.gamma, MARK, True)
         else:
             self.register_buffer("gamma", gamma)
         self._home: tuple[weakref.ref[nn.Module], str] | None = None
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
         self._fresh: tuple[int, Tensor, Tensor] | None = None
+        self._moved = (-1, 0)  # last version seen behind, and how many since u and v last followed
         self.stepped = -1
         self.serial = 0
         self.waits = False
@@ -106,6 +114,7 @@ class SpectralScale(nn.Module):
         if weight is not None:
             self._seen = (weakref.ref(weight), _version(weight))
         self._fresh = None
+        self._moved = (-1, 0)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Ŵ of W."""
@@ -115,7 +124,7 @@ class SpectralScale(nn.Module):
                 self._catch_up(weight)
         elif self.waits or self._is_behind(weight):
             if self.training and torch.is_grad_enabled():
-                if self.waits or self.stepped < 0:  # no optimizer of torch's says when a step was made
+                if self.waits or self._is_stepped_by_others(weight):
                     self._catch_up(weight)
             else:
                 u, v = self._fresh_vectors(weight)
@@ -153,10 +162,23 @@ class SpectralScale(nn.Module):
             return False
         return _version(weight) != self._seen[1]
 
+    def _is_stepped_by_others(self, weight: Tensor) -> bool:
+        """Whether no optimizer of torch's says when a step was made, never or no longer.
+
+        Within its step one may move a weight there and back, as sharpness-aware ones do.
+        """
+        if _version(weight) != self._moved[0]:
+            self._moved = (_version(weight), self._moved[1] + 1)
+        if self._moved[1] > _MOVES_IN_A_STEP:
+            self.stepped = -1
+        return self.stepped < 0
+
     def _fresh_vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors of a weight that was changed outside training, as an average is; buffers stay."""
         version = _version(weight)
         if self._fresh is None or self._fresh[0] != version:
+            if not torch.isfinite(whole(weight.detach())).all():
+                return self.u, self.v  # NaN comes out, as of a plain layer
             u, _, v = singular_vectors(weight.detach(), self.group)
             self._fresh = (version, u, v)
         return self._fresh[1], self._fresh[2]
@@ -175,8 +197,13 @@ class SpectralScale(nn.Module):
         if of_now is not self._buffers:
             destination.update({f"{prefix}{name}": of_now[name] for name in ("u", "v")})
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        weight = self.weight
+        if f"{prefix}u" not in state_dict and weight is not None and self._is_behind(weight):
+            u, v = self._fresh_vectors(weight)  # only parameters were kept
+            self.u.copy_(u)
+            self.v.copy_(v)
         self.note_weight()  # the weight came just before, and u and v belong to it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SpectralScale:

@@ -154,3 +154,30 @@ def test_code_that_never_heard_of_this_package_loads_what_is_folded(tmp_path: Pa
         "assert not [name for name in sys.modules if name.startswith('entropy_monitor')]\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_weight_norms_of_the_models_own_stay() -> None:
+    own = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    model = nn.Sequential(own, nn.Linear(4, 4))
+    keys = list(model.state_dict())
+    em.sigma_reparam(model, "1", gamma="preserve")
+    em.fold(model)
+    assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(5, 1), nn.Linear(1, 5), nn.Conv1d(3, 1, 2), nn.Conv2d(1, 1, 1)], ids=str
+)
+def test_weight_norm_of_narrow_layers_is_folded(layer: nn.Module) -> None:
+    model = nn.Sequential(layer)
+    weight = layer.weight.detach().clone()
+    em.weight_norm(model)
+    torch.testing.assert_close(em.fold_state_dict(model.state_dict())["0.weight"], weight)
+
+
+def test_a_model_within_ddp_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = em.sigma_reparam(nn.Sequential(nn.Linear(4, 4)), gamma="preserve")
+    monkeypatch.setattr("entropy_monitor.remedies.folding.DistributedDataParallel", nn.Sequential)
+    with pytest.raises(em.ConfigurationError, match=r"em\.fold\(model\.module\)"):
+        em.fold(model)
+    assert len(list(scales_of(model))) == 1

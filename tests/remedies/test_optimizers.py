@@ -170,3 +170,45 @@ def test_after_folding_gamma_leaves_and_training_goes_on() -> None:
     assert {id(p) for p in optimizer.param_groups[3]["params"]} == gammas(other)  # another model's stay
     loss = train_step(model, optimizer)
     assert train_step(model, optimizer) < loss
+
+
+def test_the_optimizers_own_weight_decay_is_kept() -> None:
+    model = em.sigma_reparam(vit(), gamma="one")
+    optimizer = torch.optim.AdamW(em.param_groups(model, 1e-3), weight_decay=0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_gamma_leaves_any_group_after_folding() -> None:
+    model = em.sigma_reparam(vit(), gamma="one")
+    optimizer = torch.optim.AdamW(model.parameters())
+    em.convert_optimizer(optimizer, em.fold(model))
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in model.parameters()}
+
+
+def test_optimizers_that_cannot_take_gamma_are_refused() -> None:
+    class Muon(torch.optim.SGD):
+        pass
+
+    for kind, why in ((torch.optim.LBFGS, "has one group"), (Muon, "takes matrices only")):
+        model = vit()
+        optimizer = kind(model.parameters(), lr=0.1)
+        em.sigma_reparam(model, gamma="preserve")
+        with pytest.raises(ConfigurationError, match=f"{kind.__name__} {why}"):
+            em.convert_optimizer(optimizer, model)
+        assert len(optimizer.param_groups) == 1
+
+
+def test_weights_that_weight_norm_replaced_are_told() -> None:
+    model = vit()
+    optimizer = torch.optim.AdamW(model.parameters())
+    em.weight_norm(model)
+    with pytest.raises(ConfigurationError, match="original0 is a new parameter"):
+        em.convert_optimizer(optimizer, model)
+
+
+def test_an_optimizer_that_lacks_weights_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    model = vit()
+    optimizer = torch.optim.AdamW(p for n, p in model.named_parameters() if n != "embed.weight")
+    em.sigma_reparam(model, gamma="preserve")
+    em.convert_optimizer(optimizer, model)
+    assert "does not hold embed.weight, and so not its γ" in caplog.text

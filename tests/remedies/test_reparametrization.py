@@ -265,7 +265,7 @@ def with_nan() -> nn.Module:
 
 
 BAD_LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "quantized": (Quantized, r"1\.weight is quantized \(torch\.uint8\)"),
+    "quantized": (Quantized, r"1\.weight is quantized or not real \(torch\.uint8\)"),
     "meta": (lambda: nn.Linear(4, 4, device="meta"), r"1\.weight is on the meta device"),
     "lazy": (lambda: nn.LazyLinear(4), r"1\.weight has no shape yet"),
     "empty": (lambda: nn.Linear(0, 4), r"1\.weight has shape \(4, 0\)"),
@@ -386,3 +386,16 @@ def test_an_alert_still_reads_a_converted_model() -> None:
         torch.testing.assert_close(
             torch.tensor(a[column].to_numpy()), torch.tensor(b[column].to_numpy()), rtol=1e-4, atol=1e-6
         )
+
+
+def test_keys_and_values_that_are_joined_are_told_apart() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=24, n_layer=1, n_head=3, vocab_size=40, add_cross_attention=True)
+    model = GPT2LMHeadModel(config).eval()
+    inputs = {"input_ids": torch.arange(8)[None], "encoder_hidden_states": torch.randn(1, 5, 24)}
+    em.sigma_reparam(model, "attention", gamma="preserve", fused="each", example_inputs=inputs)
+    scale = dict(scales_of(model))["transformer.h.0.crossattention.c_attn.weight"]
+    exact = torch.stack([torch.linalg.matrix_norm(part, 2) for part in scale.weight.t().chunk(2)])
+    torch.testing.assert_close(scale.gamma.detach(), exact.detach())

@@ -380,3 +380,70 @@ def test_it_says_what_it_is() -> None:
     assert "groups=3, gamma=fixed" in repr(
         SpectralScale(weight(6, 5), preserve=False, learn=False, group=group)
     )
+
+
+def test_checkpoints_without_buffers_are_loaded_with_their_own_norms() -> None:
+    model = em.sigma_reparam(vit(), gamma="one")
+    kept = {name: 7 * p.detach() + 1 if "original" in name else p for name, p in model.named_parameters()}
+    model.load_state_dict(kept, strict=False)
+    for layer in linears(model):
+        torch.testing.assert_close(torch.linalg.matrix_norm(layer.weight, 2), layer.weight.new_ones(()))
+
+
+def test_a_weight_without_numbers_comes_out_as_of_a_plain_layer() -> None:
+    model = em.sigma_reparam(vit(), gamma="one").eval()
+    (_, scale), *_ = scales_of(model)
+    with torch.no_grad():
+        scale.weight.fill_(torch.nan)
+    assert model(images()).isnan().all()
+    model.state_dict()
+    copy.deepcopy(model)
+
+
+def test_frozen_layers_stay_frozen() -> None:
+    model = vit()
+    model.embed.weight.requires_grad_(False)
+    em.sigma_reparam(model, gamma="preserve")
+    before = model.embed.weight.clone()
+    train_step(model, torch.optim.AdamW(em.param_groups(model, 0.1)))
+    assert torch.equal(model.embed.weight, before)
+
+
+def test_updates_by_hand_after_a_torch_optimizer_are_followed() -> None:
+    model = em.sigma_reparam(vit(), gamma="one")
+    train_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for i in range(6):
+        before = snapshot(model)
+        loss_of(model, images()).backward()
+        assert moved(model, before) == (i >= 3)  # three forwards at new weights, and nobody said why
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.3 * p.grad
+                p.grad = None
+
+
+class ThereAndBack(torch.optim.SGD):
+    """Perturbs the weights, evaluates there, and steps from where they were: a sharpness-aware optimizer."""
+
+    def step(self, closure: Any = None) -> None:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        with torch.no_grad():
+            for p in parameters:
+                p += 0.01
+        closure()
+        with torch.no_grad():
+            for p in parameters:
+                p -= 0.01
+        super().step()
+
+
+def test_within_a_step_weights_may_go_there_and_back() -> None:
+    model = em.sigma_reparam(vit(), gamma="one")
+    optimizer = ThereAndBack(model.parameters(), lr=0.1)
+    train_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for _ in range(4):
+        before = snapshot(model)
+        optimizer.step(lambda m=model, b=before: (loss_of(m, images()).backward(), moved(m, b)))
+        for (_, scale), v in zip(scales_of(model), before[1::2], strict=True):
+            u = torch.nn.functional.normalize(scale.weight.detach() @ v, dim=0)
+            torch.testing.assert_close(scale.u, u, rtol=1e-12, atol=1e-14)
