@@ -10,7 +10,7 @@ width:
 - |Δσ(W)|, by how much it changed the spectral norm of the weight that the layer computes with, plain and
   ours.
 
-What Adam did is a mean over ten steps, from the one that is named. Exponents are of a straight line through
+What Adam did is a mean over ten steps, from the one that is named; all are means over seeds. Exponents are of a straight line through
 the logarithms.
 """
 
@@ -32,8 +32,8 @@ RATE = 1e-3
 BATCH, INPUTS, WINDOW = 64, 16, 10
 
 
-def model_of(width: int, *, reparametrized: bool) -> nn.Sequential:
-    torch.manual_seed(0)
+def model_of(width: int, seed: int, *, reparametrized: bool) -> nn.Sequential:
+    torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Linear(INPUTS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
     )
@@ -45,8 +45,8 @@ def model_of(width: int, *, reparametrized: bool) -> nn.Sequential:
 class Task:
     """Batches of inputs and the outputs of a fixed random network, with noise."""
 
-    def __init__(self) -> None:
-        self._draws = torch.Generator().manual_seed(1)
+    def __init__(self, seed: int) -> None:
+        self._draws = torch.Generator().manual_seed(1000 + seed)
         self._teacher = torch.randn(INPUTS, 32, generator=self._draws) / math.sqrt(INPUTS)
 
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -73,11 +73,11 @@ def ideal_update(model: nn.Sequential, task: Task, weight: Tensor, samples: int)
     )
 
 
-def run(width: int, at: Sequence[int], samples: int) -> list[dict[str, float]]:
+def run(width: int, seed: int, at: Sequence[int], samples: int) -> list[dict[str, float]]:
     """Figures of one width after each of some steps."""
     rows: list[dict[str, float]] = [{"width": width, "step": step} for step in at]
     for reparametrized in (False, True):
-        model, task = model_of(width, reparametrized=reparametrized), Task()
+        model, task = model_of(width, seed, reparametrized=reparametrized), Task(seed)
         layer = model[2]
         weight = layer.parametrizations.weight.original if reparametrized else layer.weight
         optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
@@ -109,6 +109,10 @@ def effective(layer: nn.Module) -> float:
         return float(torch.linalg.matrix_norm(layer.weight, 2))
 
 
+def _averaged(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
 def exponent(widths: Sequence[float], values: Sequence[float]) -> float:
     """Slope of log value over log width by least squares."""
     x, y = (torch.tensor(v, dtype=torch.float64).log() for v in (widths, values))
@@ -123,15 +127,22 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 20, 100])
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    rows = [row for width in options.widths for row in run(width, options.steps, options.samples)]
+    rows = [
+        row
+        for width in options.widths
+        for seed in range(options.seeds)
+        for row in run(width, seed, options.steps, options.samples)
+    ]
     print("| step | width | σ(ideal Δ) | its bound | σ(ΔW)/lr | Δσ(W)/lr, plain | Δσ(Ŵ)/lr, ours |")
     print("|---|---|---|---|---|---|---|")
     for step in options.steps:
-        some = [row for row in rows if row["step"] == step]
+        some = [_averaged([r for r in rows if (r["step"], r["width"]) == (step, w)]) for w in options.widths]
         for row in some:
-            print(f"| {step} | {row['width']} | " + " | ".join(f"{row[c]:.2f}" for c in COLUMNS) + " |")
+            cells = (f"{row[c]:.2f}" for c in COLUMNS)
+            print(f"| {step} | {row['width']:.0f} | " + " | ".join(cells) + " |")
         slopes = (exponent([r["width"] for r in some], [r[c] for r in some]) for c in COLUMNS)
         print(f"| {step} | exponent | " + " | ".join(f"{slope:.2f}" for slope in slopes) + " |")
     below = all(row["bound"] <= row["ideal"] * (1 + 1e-9) for row in rows)

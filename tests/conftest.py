@@ -20,7 +20,7 @@ from tests.matrix.plugin import (  # noqa: F401  hooks of pytest
     pytest_terminal_summary,
 )
 
-DEMO_STEPS = 120
+DEMO_STEPS = 250
 
 
 torch.set_num_threads(1)  # the tests run in parallel: torch's own threads would only fight over the cores

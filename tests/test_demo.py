@@ -43,6 +43,7 @@ def test_the_cured_run_is_sound_at_the_same_learning_rate(demo: Demo) -> None:
     heads = cured.heads
     share = (heads["entropy"] / heads["max_entropy"]).groupby(heads["layer_index"]).min()
     assert share[0] > 0.5
+    assert cured.loss.iloc[-10:].mean() < 0.5 * load_run(demo.folder / "too-fast").loss.iloc[-10:].mean()
     recipes = {recipe.name: recipe for recipe in RECIPES}
     assert (recipes["cured"].learning_rate, recipes["cured"].warmup) == (
         recipes["too-fast"].learning_rate,

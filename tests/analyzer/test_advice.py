@@ -58,8 +58,20 @@ def test_weights_that_drive_a_collapse_are_reparametrized() -> None:
 
 def test_logits_that_grow_without_the_weights_are_clipped() -> None:
     text = advice.collapse(30, LOGITS)
-    assert "em.QKClip(model, optimizer)" in text
+    assert "em.QKClip(model, optimizer, threshold=10)" in text
     assert "sigma_reparam" not in text
+
+
+@pytest.mark.parametrize("max_logit", [30.0, 96.0, 400.0, 1e5])
+def test_the_clip_lies_below_the_logits_that_are_there(max_logit: float) -> None:
+    text = advice.collapse(30, LOGITS | {"max_logit": max_logit})
+    (threshold,) = re.findall(r"threshold=(\d+)", text)
+    assert 10 <= float(threshold) <= min(100, max_logit / 2)
+
+
+def test_exploded_logits_of_collapsed_heads_are_not_made_light_of() -> None:
+    assert "have collapsed already" in advice.logits(80, WEIGHTS | {"entropy_share": 0.008})
+    assert "Keep a checkpoint from before step 80" in advice.logits(80, WEIGHTS | {"entropy_share": 0.5})
 
 
 @pytest.mark.parametrize("evidence", CAUSES.values())

@@ -22,7 +22,7 @@ def test_growth_past_the_level_opens_after_two_records() -> None:
     assert "the first sign was at step 40" in alert.message
     assert "differ by less than 2" in alert.message
     assert "The largest logit has grown 333× (1.5 to 500)" in alert.message
-    assert "em.QKClip(model, optimizer)" in alert.advice
+    assert "em.QKClip(model, optimizer, threshold=50)" in alert.advice
     assert alert.evidence["max_logit_at_start"] == 1.5
 
 
