@@ -10,8 +10,8 @@ width:
 - |Δσ(W)|, by how much it changed the spectral norm of the weight that the layer computes with, plain and
   ours.
 
-What Adam did is a mean over ten steps, from the one that is named; all are means over seeds. Exponents are of a straight line through
-the logarithms.
+What Adam did is a mean over ten steps, from the one that is named; all are means over seeds. Exponents are of
+a straight line through the logarithms.
 """
 
 from __future__ import annotations

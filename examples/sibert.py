@@ -18,9 +18,6 @@ from torch.nn import functional as F
 
 import entropy_monitor as em
 from entropy_monitor.measures import effective_learning_rate, equilibrium_norm
-from entropy_monitor.remedies.homogeneity import probe_homogeneity
-from entropy_monitor.remedies.relative_clipping import relative_global_clip_
-from entropy_monitor.remedies.scale_invariant_attention import scale_invariant_attention
 
 CONTEXT = 32
 BYTES = 128
@@ -29,8 +26,8 @@ HIDDEN = 0.15  # share of the bytes that the model has to guess
 
 
 def norm(x: Tensor) -> Tensor:
-    """A layer norm without affine; its eps is nothing beside any variance that occurs here."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-20)
+    """A layer norm without affine; its eps is not felt, even where all parameters are 1e-4 times as large."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-30)
 
 
 class Attention(nn.Module):
@@ -44,7 +41,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, width]` to `[B, T, width]`."""
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        weights = scale_invariant_attention(q @ k.mT * q.shape[-1] ** -0.5)
+        weights = em.scale_invariant_attention(q @ k.mT * q.shape[-1] ** -0.5)
         return self.out((weights @ v).transpose(1, 2).flatten(2))
 
 
@@ -123,7 +120,7 @@ def main() -> None:
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(options.init_scale)
-    print(probe_homogeneity(model, lambda m: m(data[0][0]), scales=(0.3, 3.0), groups={}))
+    print(em.probe_homogeneity(model, lambda m: m(data[0][0]), scales=(0.3, 3.0), groups={}))
 
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=decay)
     monitor = em.EntropyMonitor(model, optimizer=optimizer, run_dir=options.run_dir, every=50, on_alert=print)
@@ -134,7 +131,7 @@ def main() -> None:
         loss = loss_of(model, batch)
         loss.backward()
         norm_now = float(torch.stack([p.detach().norm() for p in model.parameters()]).norm())
-        found = relative_global_clip_(optimizer)
+        found = em.relative_global_clip_(optimizer)
         optimizer.step()
         optimizer.zero_grad()
         monitor.step(loss)

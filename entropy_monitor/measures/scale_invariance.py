@@ -13,6 +13,7 @@ above, and simulation agree on `√(η / (λ (2 - ηλ))) σ`.
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import overload
 
 import torch
@@ -40,12 +41,13 @@ def effective_learning_rate(lr: Tensor | float, norm: Tensor | float) -> Tensor 
         tensors is: inf where the norm is 0, NaN where an argument is NaN or negative.
 
     Raises:
-        ConfigurationError: if two floats are given that are out of range.
+        ConfigurationError: if an argument is no real number, or two floats are given that are out of range.
     """
+    _require_numbers(lr=lr, norm=norm)
     if not isinstance(lr, Tensor) and not isinstance(norm, Tensor):
         _require("lr", lr, zero=True)
         _require("norm", norm, zero=False)
-        return lr / norm / norm
+        return float(lr) / float(norm) / float(norm)
     eta, n = _tensors(lr, norm)
     return torch.where((eta >= 0) & (n >= 0), eta / n / n, math.nan)
 
@@ -78,8 +80,9 @@ def equilibrium_norm(
         when one of the tensors is: NaN where there is no equilibrium.
 
     Raises:
-        ConfigurationError: if three floats are given that are out of range.
+        ConfigurationError: if an argument is no real number, or three floats are given that are out of range.
     """
+    _require_numbers(lr=lr, weight_decay=weight_decay, gradient_norm=gradient_norm)
     given = (lr, weight_decay, gradient_norm)
     if not any(isinstance(value, Tensor) for value in given):
         lr, weight_decay, gradient_norm = (float(value) for value in given)
@@ -115,8 +118,9 @@ def equilibrium_gradient_norm(
         As `equilibrium_norm`; inf where η is 0 in a tensor.
 
     Raises:
-        ConfigurationError: if three floats are given that are out of range.
+        ConfigurationError: if an argument is no real number, or three floats are given that are out of range.
     """
+    _require_numbers(lr=lr, weight_decay=weight_decay, norm=norm)
     given = (lr, weight_decay, norm)
     if not any(isinstance(value, Tensor) for value in given):
         lr, weight_decay, norm = (float(value) for value in given)
@@ -143,6 +147,14 @@ def _require_equilibrium(lr: float, weight_decay: float) -> None:
         )
 
 
+def _require_numbers(**values: object) -> None:
+    for name, value in values.items():
+        real = not value.is_complex() if isinstance(value, Tensor) else isinstance(value, Real)
+        if not real or isinstance(value, bool):
+            shown = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else repr(value)
+            raise ConfigurationError(f"{name} must be a real number or a tensor of them, got {shown}")
+
+
 def _require(name: str, value: float, *, zero: bool) -> None:
     if not (value > 0 or (zero and value == 0)) or math.isinf(value):
         raise ConfigurationError(
@@ -156,6 +168,8 @@ def _tensors(*values: Tensor | float) -> tuple[Tensor, ...]:
     dtype = working_dtype(*given)
     like = max(given, key=lambda t: t.dim())
     return tuple(
-        v.detach().to(like.device, dtype) if isinstance(v, Tensor) else like.new_full((), v, dtype=dtype)
+        v.detach().to(like.device, dtype)
+        if isinstance(v, Tensor)
+        else like.new_full((), float(v), dtype=dtype)
         for v in values
     )

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from entropy_monitor.hooks.projections import Layout, Place, Projection
 from entropy_monitor.hooks.samples import TOLERANCE, TOLERANCE_LOW, sampled
 from entropy_monitor.hooks.storage import storage_of
-from entropy_monitor.measures._precision import working_dtype
+from entropy_monitor.remedies.qk_scaling import scale_heads_
 
+PARAMETRIZED = (
+    "its weight is parametrized, so scaling it does little or nothing; sigma_reparam and the like bound it "
+    "already: leave QK-clip away, or em.fold(model) first"
+)
 _ENOUGH = 4  # vectors of a head, to tell a norm from a linear map
 
 
@@ -52,18 +56,22 @@ class HeadWeights:
         """Whether a number belongs to both."""
         return self.weight is other.weight and not self.features.isdisjoint(other.features)
 
-    @torch.no_grad()
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters that hold them."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether any of them is not trained."""
+        return not all(parameter.requires_grad for parameter in self.parameters)
+
     def scale_(self, factors: Tensor) -> None:
         """Multiply the weights and biases of each head by its factor, `[H]`, float64."""
-        shape = self.place.size[:2]
-        parts = [(self.weight, self.place)]
+        by_group = factors.view(self.place.size[:2])
+        scale_heads_(self.place.read(self.weight), by_group)
         if self.bias is not None and self.bias_place is not None:
-            parts.append((self.bias, self.bias_place))
-        for parameter, place in parts:
-            part = place.read(parameter)
-            dtype = working_dtype(part)
-            factor = factors.view(*shape, *[1] * (part.dim() - 2)).to(part.device, dtype)
-            part.copy_(part.to(dtype) * factor)  # rounded once, whatever the dtype of the weights
+            scale_heads_(self.bias_place.read(self.bias), by_group)
 
 
 def head_weights(projection: Projection, names: Mapping[nn.Parameter, str]) -> HeadWeights:
@@ -78,9 +86,8 @@ def head_weights(projection: Projection, names: Mapping[nn.Parameter, str]) -> H
     """
     if projection.shard is not None:
         raise NotScalableError(
-            "its weights are split over processes (FSDP, tensor parallelism); QK-clip needs whole ones, "
-            "as with "
-            "DistributedDataParallel"
+            "its weights are split over processes (FSDP, tensor parallelism); QK-clip needs whole ones, as "
+            "with DistributedDataParallel"
         )
     parameter = _behind(projection.weight, names)
     if parameter is None:
@@ -101,6 +108,11 @@ def head_weights(projection: Projection, names: Mapping[nn.Parameter, str]) -> H
             int(projection.bias.storage_offset()) + layout.base * step,
         )
     return HeadWeights(parameter, projection.place, features, bias, bias_place)
+
+
+def is_parametrized(name: str) -> bool:
+    """Whether a parameter of this name is what a parametrization makes a weight of."""
+    return "parametrizations" in name.split(".")
 
 
 def is_linear(tensor: Tensor, projection: Projection) -> bool | None:
@@ -166,17 +178,12 @@ def _behind(tensor: Tensor, names: Mapping[nn.Parameter, str]) -> nn.Parameter |
 
 def _computed(projection: Projection, names: Mapping[nn.Parameter, str]) -> str:
     behind = [names[p] for p in projection.parameters if p in names]
-    if any("parametrizations" in name.split(".") for name in behind):
-        return (
-            "its weight is parametrized, so scaling it does little or nothing; sigma_reparam and the like "
-            "bound it "
-            "already: leave QK-clip away, or em.fold(model) first"
-        )
+    if any(is_parametrized(name) for name in behind):
+        return PARAMETRIZED
     if len(behind) > 1:
         return (
             f"it is made by several weights ({', '.join(behind[:4])}), as in low-rank attention or "
-            "adapters, and which "
-            "part to scale is not known"
+            "adapters, and which part to scale is not known"
         )
     return "its weight is no parameter of the model: something computes it before each forward"
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +35,10 @@ def probe_homogeneity(
 ) -> Homogeneity:
     """Measure k in `f(c x) = c^k f(x)`, and say which part breaks it (Li et al., ICML 2022).
 
-    x are the parameters that are trained (all of them, where none is). A loss of degree 0 cannot be made
-    unstable by the scale of initialisation or too high a learning rate; a high degree makes it sensitive to
-    both. Rounding alone leaves a residual near 1e-6 in float32, 1e-14 in float64.
+    x are the parameters that are trained (all of them, where none is). A loss of degree 0 does not depend on
+    the scale of initialisation, and its gradients shrink as parameters grow, which bounds the effect of a
+    large step (with any learning rate it may still be trained badly); the higher the degree, the more
+    sensitive it is to both. Rounding alone leaves a residual near 1e-6 in float32, 1e-14 in float64.
 
     Runs the function `2 + (1 + groups) · scales` times without gradients, and `1 + scales` times with hooks,
     which keep a copy of what every module is given and gives: take a small batch. The model stays in its
@@ -60,9 +63,15 @@ def probe_homogeneity(
         ConfigurationError: if an argument is wrong; if the model has no values to scale; if the function
             gives no floating tensor, NaN, or something else each time.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"{_NAME}: model must be a torch.nn.Module, got {type(model).__name__}")
+    if not callable(loss_fn):
+        raise ConfigurationError(
+            f"{_NAME}: loss_fn must be a function of the model that returns a tensor, such as "
+            f"lambda m: m(batch), got {loss_fn!r}"
+        )
     chosen = _checked_scales(scales)
-    if not rtol > 0:
-        raise ConfigurationError(f"{_NAME}: rtol must be above 0, got {rtol}")
+    _require_tolerance(rtol)
     named = _named_parameters(model)
     trained = {name: p for name, p in named.items() if p.requires_grad} or named
     members = _groups_of(model, named, trained, groups)
@@ -144,9 +153,17 @@ def _fit(
     return fit
 
 
-def _checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    chosen = tuple(float(c) for c in scales)
-    if any(not 0 < c < math.inf or c == 1 for c in chosen) or len(set(chosen)) < 2:
+def _require_tolerance(rtol: Any) -> None:
+    if isinstance(rtol, bool) or not isinstance(rtol, Real) or not 0 < float(rtol) < math.inf:
+        raise ConfigurationError(f"{_NAME}: rtol must be a number above 0, got {rtol!r}")
+
+
+def _checked_scales(scales: Any) -> tuple[float, ...]:
+    try:
+        chosen = tuple(float(c) for c in scales)
+    except (TypeError, ValueError):
+        chosen = ()
+    if isinstance(scales, str) or any(not 0 < c < math.inf or c == 1 for c in chosen) or len(set(chosen)) < 2:
         raise ConfigurationError(
             f"{_NAME}: scales must be at least two different positive numbers other than 1, got {scales!r}"
         )
@@ -202,6 +219,11 @@ def _groups_of(
 ) -> dict[str, dict[str, nn.Parameter]]:
     """The parameters of each group."""
     if groups is not None:
+        if not isinstance(groups, Mapping):
+            raise ConfigurationError(
+                f"{_NAME}: groups must be a dict from a group's name to its parameters or patterns of their "
+                f"names, or None, got {type(groups).__name__}"
+            )
         return {name: _members(name, value, named) for name, value in groups.items()}
     names = {id(p): name for name, p in trained.items()}
     found: dict[str, dict[str, nn.Parameter]] = {}
@@ -215,7 +237,8 @@ def _groups_of(
 def _members(group: str, value: Members, named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     names = {id(p): name for name, p in named.items()}
     found: dict[str, nn.Parameter] = {}
-    for item in [value] if isinstance(value, (str, Tensor)) else list(value):
+    items = [value] if isinstance(value, (str, Tensor)) else value
+    for item in items if isinstance(items, Iterable) else [items]:
         if isinstance(item, Tensor):
             if id(item) not in names:
                 raise ConfigurationError(
@@ -223,6 +246,10 @@ def _members(group: str, value: Members, named: dict[str, nn.Parameter]) -> dict
                 )
             found[names[id(item)]] = named[names[id(item)]]
             continue
+        if not isinstance(item, str):
+            raise ConfigurationError(
+                f"{_NAME}: group {group!r} must hold parameters or patterns of their names, got {item!r}"
+            )
         matching = {n: p for n, p in named.items() if fnmatchcase(n, item) or n.startswith(f"{item}.")}
         if not matching:
             raise ConfigurationError(

@@ -20,8 +20,7 @@ from entropy_monitor.remedies.head_weights import HeadWeights, NotScalableError,
 _BLOCK = 64  # rows at a time
 _NORMED = (
     "{} are normalised (QK-norm) or changed otherwise after their projection, so that scaling its weights "
-    "does not "
-    "scale the logits; QK-norm bounds them already by its gains: QK-clip has nothing to do here"
+    "does not scale the logits; QK-norm bounds them already by its gains: QK-clip has nothing to do here"
 )
 
 
@@ -77,8 +76,13 @@ class LargestLogits:
                 unit.maxima = torch.full_like(unit.maxima, -torch.inf)
 
     def units(self) -> list[Unit]:
-        """What was found, in order of execution; keys that others use as well are left out of each."""
+        """What was found, in order of execution; refuses those whose queries' weights do more than that.
+
+        Keys that others use as well, or that are frozen, are left out of each.
+        """
         with self._lock:
+            if not self._frozen:  # processes agreed on what to compare
+                self._refuse_shared()
             found = list(self._units.values())
             return [replace(unit, key=self._own_key(unit, found)) for unit in found]
 
@@ -106,10 +110,12 @@ class LargestLogits:
 
     def attention(self, call: AttentionCall) -> None:
         """See `Receiver`."""
-        if call.attention != "softmax" or not self._wanted(call.layer) or call.layer in self.refused:
+        if call.attention != "softmax" or call.layer in self.refused:
             return
         with self._lock:
             try:
+                if not self._chosen(call.layer):
+                    return
                 unit = self._unit(call)
                 if unit is not None:
                     top = largest_logits(call, self._rows_of(call)).to(unit.maxima)
@@ -117,12 +123,48 @@ class LargestLogits:
             except NotScalableError as error:
                 self.refused[call.layer] = str(error)
 
+    def _chosen(self, layer: str) -> bool:
+        try:
+            return self._wanted(layer)
+        except Exception as error:
+            raise NotScalableError(
+                f"the function given by layers= failed ({type(error).__name__}: {error})"
+            ) from error
+
+    def _refuse_shared(self) -> None:
+        reasons = {place: self._shared_query(unit) for place, unit in self._units.items()}
+        for place, why in reasons.items():
+            if why:
+                self.refused[self._units.pop(place).layer] = why
+
+    def _shared_query(self, unit: Unit) -> str:
+        """What else the weights of a unit's queries make, as a reason; empty where nothing."""
+        if any(value.overlaps(unit.query) for value in self._values):
+            return "the weights of its queries make values too, which would be scaled along"
+        for other in self._units.values():
+            if other is unit:
+                continue
+            name = "another call" if other.layer == unit.layer else other.layer
+            if other.query.overlaps(unit.query):
+                return (
+                    f"the weights of its queries make those of {name} too, with other keys, whose logits "
+                    "would be scaled along"
+                )
+            if other.key is not None and other.key.overlaps(unit.query):
+                return f"the weights of its queries make the keys of {name} too"
+        return ""
+
     def _unit(self, call: AttentionCall) -> Unit | None:
         place = (call.layer, call.call)
         unit = self._of_call.get(place)
         if unit is not None and call.layer in self._told:
             return unit
         if self._frozen:
+            if all(layer != call.layer for layer, _ in self._of_call):
+                raise NotScalableError(
+                    "it ran for the first time after the first step, when processes had agreed on the layers "
+                    "to compare; make the QKClip when all layers run"
+                )
             return unit
         query, key = self._parts(call)
         if unit is None:
@@ -152,7 +194,7 @@ class LargestLogits:
         for role_name, verdict in zip(("queries", "keys"), verdicts, strict=True):
             if verdict is False:
                 raise NotScalableError(f"its {_NORMED.format(role_name)}")
-        if query.overlaps(key) if key is not None else False:
+        if key is not None and query.overlaps(key):
             raise NotScalableError("queries and keys share their weights, which cannot be scaled one by one")
         if None not in verdicts:
             self._told.add(call.layer)
@@ -165,9 +207,9 @@ class LargestLogits:
         return head_weights(projection, self._names)
 
     def _own_key(self, unit: Unit, units: Sequence[Unit]) -> HeadWeights | None:
-        """A unit's key, unless other queries or values are made with it."""
+        """A unit's key, unless it is frozen, or other queries or values are made with it."""
         key = unit.key
-        if key is None or any(value.overlaps(key) for value in self._values):
+        if key is None or key.is_frozen or any(value.overlaps(key) for value in self._values):
             return None
         for other in units:
             shared = other.query.overlaps(key) or (other.key is not None and other.key.overlaps(key))

@@ -6,21 +6,26 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.hooks import module_names
 from entropy_monitor.hooks.structure import attention_owners, is_within, whole_model
+from entropy_monitor.measures._precision import exact
 from entropy_monitor.remedies.selection import Layers
 from entropy_monitor.remedies.wrapping import require_unwrapped
+from entropy_monitor.undisturbed import unchanged
 
 _REMEDY = "remove_layer_norms"
 _NAMED = re.compile(r"(layer|rms)_?norm", re.IGNORECASE)
+_TOLERANCE = 1e-3  # of the part of an output that varies: an eps up to 1e-2 is felt less
+_TOLERANCE_LOW = 5e-2  # bf16 and fp16
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,12 @@ def remove_layer_norms(model: nn.Module, layers: Layers = "all") -> nn.Module:
     attention are among them, and so is the norm within an adaptive one, whose modulation stays. Batch and
     group norms are left alone, and so are calls of `F.layer_norm` in the code of a model.
 
+    A norm whose forward is not torch's own is run once on a few random tokens, without gradients and with
+    nothing of it staying: what it gives must be a scale and a shift of each feature of the normalised
+    input. An activation, a linear map, a residual branch or active dropout is found so, unless a weight of
+    zeros hides it. One that runs on none of the usual shapes (`[…, features]`, `[N, features, H, W]`), or has
+    no values yet (meta device), is judged by its parameters only.
+
     The paper's recipe is this, then `reinitialise`, then `sigma_reparam(model, gamma="one")`. It is meant
     for training from scratch: a trained model computes something else without its norms. Make the optimizer
     afterwards, and load weights from before it, for state dicts lose the norms' keys.
@@ -93,8 +104,8 @@ def remove_layer_norms(model: nn.Module, layers: Layers = "all") -> nn.Module:
 
     Raises:
         ConfigurationError: if nothing matches, a norm does more than to normalise one input (gates,
-            activations), the model is itself a norm, or it is wrapped for distributed training. The model
-            is left as it was.
+            activations, linear maps), the model is itself a norm, or it is wrapped for distributed training.
+            The model is left as it was.
     """
     require_unwrapped(model, _REMEDY, "which counts on the parameters that would go")
     names = module_names(model)
@@ -148,7 +159,82 @@ def _does_more(norm: nn.Module) -> str:
         for p in inspect.signature(norm.forward).parameters.values()
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
-    return f"its forward takes more than one input ({', '.join(taken)})" if len(taken) > 1 else ""
+    if len(taken) > 1:
+        return f"its forward takes more than one input ({', '.join(taken)})"
+    forward = getattr(norm.forward, "__func__", norm.forward)
+    if forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
+        return ""
+    mere = _is_mere(norm)
+    if mere is None and not isinstance(norm, (nn.LayerNorm, nn.RMSNorm)):
+        large = [(n, p) for n, p in norm.named_parameters() if not is_lazy(p) and p.numel() != _longest(p)]
+        if large:
+            return f"its parameter {large[0][0]} of shape {list(large[0][1].shape)} is no scale of features"
+    if mere is False:
+        return "what it gives is not a scale and a shift of each feature of the normalised input"
+    return ""
+
+
+def _longest(parameter: Tensor) -> int:
+    return max(parameter.shape, default=1)
+
+
+def _is_mere(norm: nn.Module) -> bool | None:
+    """Whether it gives a scale and a shift of what a norm of some kind would; None if it cannot be run."""
+    if any(is_lazy(p) or p.is_meta for p in norm.parameters()):
+        return None
+    largest = max(norm.parameters(), key=Tensor.numel, default=torch.empty(16))
+    verdict: bool | None = None
+    for features, first in _shapes(norm, largest):
+        # Tokens of different means and sizes, beside which an eps is small.
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(16, *features, dtype=torch.float64, generator=generator)
+        each = (16, *(1 for _ in features))
+        x = x * torch.linspace(6, 18, 16).view(each).double()
+        x = (x + 8 * torch.randn(each, dtype=torch.float64, generator=generator)).to(largest)
+        try:
+            with torch.no_grad(), exact(x.device), unchanged(norm):
+                given = norm.forward(_as_image(x) if first else x.view(2, 8, *features))
+        except Exception:  # noqa: BLE001, S112  whatever code of others raises on a shape it is not made for
+            continue
+        if isinstance(given, Tensor) and first and given.dim() == 4:
+            given = given.movedim(1, -1)
+        fits = isinstance(given, Tensor) and given.numel() == x.numel() and given.shape[-1] == x.shape[-1]
+        if fits and _is_affine(x.double(), given.reshape(x.shape).double(), len(features), x.dtype):
+            return True
+        verdict = False
+    return verdict
+
+
+def _shapes(norm: nn.Module, largest: Tensor) -> Iterator[tuple[tuple[int, ...], bool]]:
+    """Shapes of a token that it may be made for, and whether features come before places, as in images."""
+    own = getattr(norm, "normalized_shape", ())
+    own = (own,) if isinstance(own, int) else tuple(own)
+    shapes = [tuple(largest.shape), own, (largest.numel(),), tuple(largest.shape[-1:])]
+    for shape in dict.fromkeys(shape for shape in shapes if shape and math.prod(shape) > 1):
+        yield shape, False
+        if len(shape) == 1:
+            yield shape, True
+
+
+def _as_image(tokens: Tensor) -> Tensor:
+    """`[16, C]` as `[2, C, 2, 4]`."""
+    return tokens.view(2, 2, 4, -1).movedim(-1, 1)
+
+
+def _is_affine(x: Tensor, y: Tensor, dims: int, dtype: torch.dtype) -> bool:
+    """Whether `y = a n + b` with one a and b for each feature, n one of the norms of x, all `[16, …]`."""
+    low = dtype.itemsize < 4
+    centred = y - y.mean(0)
+    size, rounding = float(centred.norm()), 16 * torch.finfo(dtype).eps * float(y.norm())
+    for over in range(1, dims + 1):
+        last = tuple(range(-over, 0))
+        for n in (x - x.mean(last, keepdim=True), x):
+            n = n / n.square().mean(last, keepdim=True).sqrt()
+            n = n - n.mean(0)
+            a = (n * centred).sum(0) / n.square().sum(0).clamp(min=1e-30)
+            if float((centred - a * n).norm()) <= (_TOLERANCE_LOW if low else _TOLERANCE) * size + rounding:
+                return True
+    return False
 
 
 def _is_bare(layer: nn.Module) -> bool:

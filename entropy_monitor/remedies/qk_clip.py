@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Literal, SupportsIndex
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.optim import Optimizer
 
 from entropy_monitor.capture import check_model, check_owners, check_rows
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Watcher
-from entropy_monitor.hooks.maps import check_patterns
 from entropy_monitor.hooks.names import clean_name
-from entropy_monitor.measures._precision import working_dtype
-from entropy_monitor.remedies.head_weights import HeadWeights
+from entropy_monitor.remedies.attention_choice import AttentionChoice
+from entropy_monitor.remedies.head_weights import PARAMETRIZED, HeadWeights, is_parametrized
 from entropy_monitor.remedies.largest_logits import LargestLogits, Unit
+from entropy_monitor.remedies.qk_scaling import check_balance, qk_clip_, split_factors
+from entropy_monitor.remedies.selection import Layers
+
+__all__ = ["ClippedHead", "QKClip", "qk_clip_"]
+
+logger = logging.getLogger("entropy_monitor")
 
 
 @dataclass(frozen=True)
@@ -41,79 +46,18 @@ class ClippedHead:
     factor: float
 
 
-def qk_clip_(
-    query: Tensor,
-    key: Tensor | None,
-    factors: Tensor,
-    *,
-    query_bias: Tensor | None = None,
-    key_bias: Tensor | None = None,
-    balance: float = 0.5,
-) -> None:
-    """Scale the weights of queries and keys in place, so that each head's logits shrink by its factor.
-
-    A factor η is split into η^balance for the query and the rest for the key (QK-Clip of Kimi K2, arXiv
-    2507.20534: √η each). Where query heads share a key head, its factor is the largest that they would give
-    it, and each query takes what is left of its own η: nothing is ever scaled up, and every head gets
-    exactly its η.
-
-    Args:
-        query: `[H, d_model, d_head]`, float, views of the parameters, as in `Projections`.
-        key: `[K, d_model, d_head]`, K dividing H: query head h shares key head `h // (H / K)`; None leaves
-            the keys alone, and the queries take all of η.
-        factors: η of each query head, `[H]`, in (0, 1]; 1 changes nothing.
-        query_bias: `[H, d_head]`, or None.
-        key_bias: `[K, d_head]`, or None.
-        balance: share of the query, in [0, 1].
-
-    Raises:
-        ConfigurationError: if shapes do not fit or a number is out of its range. Nothing is written.
-    """
-    _check_balance(balance)
-    heads, shared = query.shape[0], 0 if key is None else key.shape[0]
-    if factors.shape != (heads,) or not bool(((factors > 0) & (factors <= 1)).all()):
-        raise ConfigurationError(
-            f"qk_clip_: factors must be {heads} numbers in (0, 1], one for each query head, got "
-            f"{factors.tolist()}"
-        )
-    if key is not None and (shared == 0 or heads % shared):
-        raise ConfigurationError(
-            f"qk_clip_: the number of key heads must divide that of query heads, got {shared} and {heads}"
-        )
-    of_query, of_key = split_factors(factors, shared, balance)
-    with torch.no_grad():
-        for tensor, factor in ((query, of_query), (query_bias, of_query), (key, of_key), (key_bias, of_key)):
-            if tensor is not None:
-                shaped = factor.view(-1, *[1] * (tensor.dim() - 1))
-                dtype = working_dtype(tensor)
-                tensor.copy_(tensor.to(dtype) * shaped.to(tensor.device, dtype))
-
-
-def split_factors(factors: Tensor, key_heads: int, balance: float) -> tuple[Tensor, Tensor]:
-    """Factors of queries `[H]` and keys `[K]`, float64, whose products are the factors of the logits.
-
-    Args:
-        factors: of the logits of each query head, `[H]`, at most 1.
-        key_heads: K; 0 where keys stay.
-        balance: share of the query.
-    """
-    factors = factors.detach().double().cpu()
-    if key_heads == 0:
-        return factors, factors.new_ones(0)
-    grouped = factors.view(key_heads, -1)
-    of_key = grouped.amax(1) ** (1 - balance)
-    return (grouped / of_key[:, None]).flatten(), of_key
-
-
 class QKClip:
     """Keeps the largest logit of each head at a threshold: QK-Clip (Kimi K2, arXiv 2507.20534).
 
     Call `step()` after each `optimizer.step()`. In the training's own forwards the largest logit S of each
-    head is
-    measured: scaled, over the keys that a query sees, before soft-caps and additive biases. Where S was
-        above the threshold τ, the head's weights and biases of queries and keys are scaled in place so that
-        its logits are τ / S of what they were: `qk_clip_` says how. Otherwise nothing is written, and
-        training is the same to the bit.
+    head is measured: scaled, over the keys that a query sees, before soft-caps and additive biases. Where S
+    was above the threshold τ, the head's weights and biases of queries and keys are scaled in place so that
+    its logits are τ / S of what they were: `qk_clip_` says how. Otherwise nothing is written, and training is
+    the same to the bit.
+
+    Keys are left alone, and the queries take all of τ / S, where their weights are frozen (`requires_grad` is
+    False) or make values or the keys of other layers too. Layers with frozen weights of queries are left
+    alone; each is logged once.
 
     Each step waits for the device, and q·kᵀ is computed once more, for `rows` of its rows.
 
@@ -132,7 +76,9 @@ class QKClip:
         rows: query rows of each sequence to look at, evenly spaced, others each step; or "all". With fewer
             the largest logit may be missed.
         owners: name patterns (`blocks.*.attn`) of modules in which every softmax counts as attention.
-        layers: "all", or name patterns of the attention layers to clip.
+        layers: the attention layers to clip: "all", or "attention", which is the same here; a name pattern or
+            a list of them, of attention layers or of linear layers within them; or a function of the name
+            and module of an attention layer.
         process_group: of the processes that train the same weights; the default one.
 
     Attributes:
@@ -159,28 +105,26 @@ class QKClip:
         balance: float = 0.5,
         rows: SupportsIndex | Literal["all"] = "all",
         owners: Sequence[str] = (),
-        layers: Literal["all"] | Sequence[str] = "all",
+        layers: Layers = "all",
         process_group: Any = None,
     ) -> None:
         check_model(model)
         _check_threshold(threshold)
-        _check_balance(balance)
+        check_balance(balance)
         check_owners(model, owners)
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise ConfigurationError(
                 f"QKClip: optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}"
             )
-        patterns = ["*"] if isinstance(layers, str) and layers == "all" else layers
-        if isinstance(patterns, str):
-            patterns = [patterns]
-        check_patterns("layers", patterns, model)
+        self._choice = AttentionChoice(model, layers, "QKClip")
         self.last: list[ClippedHead] = []
         self._threshold = float(threshold)
         self._group = process_group
-        self._patterns = tuple(patterns)
-        names = {parameter: clean_name(name) for name, parameter in model.named_parameters()}
+        self._model = model
+        self._names = _names(model)
+        self._told: set[str] = set()  # layers of which the log says that they are left alone
         self._guard = Guard()
-        self._logits = LargestLogits(check_rows(rows), names, self._wanted)
+        self._logits = LargestLogits(check_rows(rows), self._names, self._choice)
         self._balance = float(balance)
         self._steps = 0
         self._watcher = Watcher(model, self._logits, self._guard, owners=owners, training_only=True)
@@ -195,14 +139,18 @@ class QKClip:
 
         Raises:
             ConfigurationError: in the first step, if no attention was seen, or scaling the weights of a
-                layer would not scale its logits: QK-norm, parametrized, sharded or unknown projections.
-                Nothing is written then.
+                layer would not scale its logits, or more than them: QK-norm, parametrized, sharded or unknown
+                projections, queries whose weights make values or other queries too. In later ones, if weights
+                were parametrized or replaced. Nothing is written then. A layer that runs for the first time
+                later is left alone in such a case, which is logged once.
         """
-        first = self._steps == 0
-        if first:
-            self._agree(self._trouble())
-        self._steps += 1
         units = self._logits.units()
+        if self._steps == 0:
+            self._agree(self._trouble(units))
+        self._require_unchanged(units)
+        self._steps += 1
+        for layer, why in list(self._logits.refused.items()):
+            self._leave(layer, why)
         values = self._measured(units)
         self._logits.begin(self._steps)
         self.last = []
@@ -228,11 +176,30 @@ class QKClip:
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002
         self.step()
 
-    def _wanted(self, layer: str) -> bool:
-        return any(fnmatchcase(layer, pattern) for pattern in self._patterns)
+    def _leave(self, layer: str, why: str) -> None:
+        if layer not in self._told:
+            self._told.add(layer)
+            logger.warning("entropy-monitor: QKClip leaves %s alone: %s", layer, why)
+
+    def _require_unchanged(self, units: list[Unit]) -> None:
+        """Raise where what was a weight is none any more, so that scaling it does nothing or harm."""
+        names = _names(self._model)
+        for unit in units:
+            heads = (unit.query,) if unit.key is None else (unit.query, unit.key)
+            for parameter in (p for h in heads for p in h.parameters):
+                was, name = self._names[parameter], names.get(parameter)
+                if name == was:
+                    continue
+                why = f"its parameter {was} is {name or 'no parameter of the model'} now; make a new QKClip"
+                if name is not None and is_parametrized(name):
+                    why = PARAMETRIZED
+                raise ConfigurationError(f"QKClip: {unit.layer}: {why}")
 
     def _clip(self, unit: Unit, maxima: list[float]) -> list[ClippedHead]:
         over = [h for h, s in enumerate(maxima) if self._threshold < s < math.inf]
+        if unit.query.is_frozen:
+            self._leave(unit.layer, "the weights of its queries are frozen (requires_grad is False)")
+            return []
         if not over:
             return []
         factors = torch.ones(len(maxima), dtype=torch.float64)
@@ -262,16 +229,22 @@ class QKClip:
             return False
         return distributed.get_world_size(self._group) > 1
 
-    def _trouble(self) -> str:
+    def _trouble(self, units: list[Unit]) -> str:
         """What keeps this model from being clipped; empty where nothing does."""
-        reasons = {layer: why for layer, why in self._logits.refused.items() if self._wanted(layer)}
+        reasons = self._logits.refused
         if reasons:
             told = "; ".join(f"{layer}: {why}" for layer, why in list(reasons.items())[:3])
             return f"QKClip: {told}. Name the other layers alone: layers=[…]"
         if self._guard.faults:
             parts = ", ".join(self._guard.faults)
             return f"QKClip: {parts} failed in the training's forward; the log says why"
-        if not self._logits.units():
+        asked = self._choice.asked
+        if asked and not any(asked.values()):
+            return (
+                f"QKClip: {self._choice} names none of the attention layers that ran: "
+                f"{', '.join(list(asked)[:8])}"
+            )
+        if not units:
             sightings = self._watcher.sightings
             why = "; ".join([*sightings.rejected.values(), *sightings.skipped][:3])
             return (
@@ -302,17 +275,13 @@ class QKClip:
             )
 
 
+def _names(model: nn.Module) -> dict[nn.Parameter, str]:
+    return {parameter: clean_name(name) for name, parameter in model.named_parameters()}
+
+
 def _check_threshold(threshold: object) -> None:
     fits = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
     if not fits or not 0 < float(threshold) < math.inf:  # type: ignore[arg-type]
         raise ConfigurationError(
             f"QKClip: threshold must be a positive number, such as 100, got {threshold!r}"
-        )
-
-
-def _check_balance(balance: object) -> None:
-    fits = isinstance(balance, (int, float)) and not isinstance(balance, bool)
-    if not fits or not 0 <= float(balance) <= 1:  # type: ignore[arg-type]
-        raise ConfigurationError(
-            f"QK-clip: balance is the queries' share of a factor, a number from 0 to 1, got {balance!r}"
         )

@@ -25,8 +25,8 @@ def reinitialise(
     deviation 0.02, cut at ±2: call this before `sigma_reparam(model, gamma="one")`.
 
     The numbers are those that the loop `for layer in model.modules(): nn.init.trunc_normal_(layer.weight,
-    std=std)` would draw. Biases, norms and embeddings keep their values, and weights that layers share are
-    left alone.
+    std=std)` would draw. Biases, norms and embeddings keep their values. Weights that layers share, and
+    frozen ones (`requires_grad` is False), are left alone, and no numbers are drawn for them.
 
     Args:
         model: changed in place; its parameters stay the same objects. What an optimizer has gathered for
@@ -41,9 +41,9 @@ def reinitialise(
         The model.
 
     Raises:
-        ConfigurationError: if nothing matches, `std` is not a positive number, a weight cannot be drawn (it
-            is parametrized, quantized, without values, or wrapped), or the generator is on another device.
-            The model is left as it was.
+        ConfigurationError: if nothing matches, all that matches is frozen, `std` is not a positive number, a
+            weight cannot be drawn (it is parametrized, quantized, without values, or wrapped), or the
+            generator is on another device. The model is left as it was.
     """
     if isinstance(std, bool) or not isinstance(std, (int, float)) or not 0 < std < math.inf:
         raise ConfigurationError(f"{_REMEDY}: std must be a positive number, such as 0.02, got {std!r}")
@@ -58,7 +58,14 @@ def reinitialise(
         if not any(parametrize.is_parametrized(module) for module in model.modules()):
             raise
         raise ConfigurationError(f"{error}. Re-initialise first, then reparametrize") from error
-    for weight in selection.weights:
+    trained = [weight for weight in selection.weights if weight.value.requires_grad]
+    if not trained:
+        some = ", ".join(weight.label for weight in selection.weights[:5])
+        raise ConfigurationError(
+            f"{_REMEDY}: all weights that were chosen are frozen ({some}), and frozen weights are left "
+            "alone; call requires_grad_(True) on those that are to be drawn anew"
+        )
+    for weight in trained:
         device = weight.value.device.type
         if generator is not None and generator.device.type != device:
             raise ConfigurationError(
@@ -66,6 +73,6 @@ def reinitialise(
                 "give "
                 f"torch.Generator({device!r})"
             )
-    for weight in selection.weights:
+    for weight in trained:
         nn.init.trunc_normal_(weight.value, std=std, generator=generator)
     return model

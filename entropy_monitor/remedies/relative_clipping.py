@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from entropy_monitor.errors import ConfigurationError
@@ -74,7 +75,7 @@ def relative_global_clip_(
             once.
         lr: η, a float or a 0-dim tensor; taken from the groups if None, for all of them if given.
         weight_decay: λ, likewise.
-        C: how many times the equilibrium's squared gradient norm is allowed; above 1.
+        C: how many times the equilibrium's squared gradient norm is allowed; a real number above 1.
         error_if_nonfinite: raise where the norm is NaN or inf, before anything is clipped.
         foreach: use the kernels that treat many tensors at once; by default for plain tensors.
 
@@ -82,16 +83,19 @@ def relative_global_clip_(
         RelativeClip(norm, max_norm, clipped), in float32, or float64 where a gradient is.
 
     Raises:
-        ConfigurationError: if C ≤ 1; if λ is missing, 0 or negative, or η is missing or negative, in a group
-            that is trained; if a gradient is sparse or complex. Gradients are left as they were. Values of
-            tensors on an accelerator are not looked at.
+        ConfigurationError: if an argument is of another kind; if C ≤ 1; if λ is missing, 0 or negative, or η
+            is missing or negative, in a group that is trained; if a gradient is sparse or complex. Gradients
+            are left as they were. Values of tensors on an accelerator are not looked at.
         RuntimeError: if the norm is not finite and `error_if_nonfinite` is set.
     """
-    if isinstance(C, bool) or not isinstance(C, (int, float)) or not 1 < C < math.inf:
+    if not _is_real(C) or not 1 < C < math.inf:
         raise ConfigurationError(
             f"{_NAME}: C must be a number above 1, got {C!r}: at C = 1 the equilibrium's own gradients "
             "are clipped; 2 is the paper's"
         )
+    C = float(C)
+    if not any(foreach is known for known in (None, True, False)):
+        raise ConfigurationError(f"{_NAME}: foreach must be True, False or None, got {foreach!r}")
     listed = _listed(parameters)
     groups = [_checked(index, group, lr, weight_decay) for index, group in enumerate(listed)]
     groups = [group for group in groups if group.gradients]
@@ -139,7 +143,7 @@ def _listed(parameters: Any) -> list[dict[str, Any]]:
         raise ConfigurationError(
             f"{_NAME}: a param group is a dict with 'params', got one with {sorted(map(str, parameters))}"
         )
-    given = [parameters] if isinstance(parameters, (Tensor, Mapping)) else list(parameters)
+    given = [parameters] if isinstance(parameters, Mapping) else _tensors(parameters, "")
     if not any(isinstance(item, Mapping) for item in given):
         given = [{"params": given}]
     seen: set[int] = set()
@@ -150,8 +154,7 @@ def _listed(parameters: Any) -> list[dict[str, Any]]:
                 f"{_NAME}: parameters must be tensors, param-group dicts with 'params', or an optimizer, got "
                 f"{type(item).__name__} at {index}"
             )
-        inside = item["params"]
-        tensors = [inside] if isinstance(inside, Tensor) else list(inside)
+        tensors = _tensors(item["params"], f" in group {index}")
         for tensor in tensors:
             if not isinstance(tensor, Tensor):
                 raise ConfigurationError(
@@ -161,6 +164,18 @@ def _listed(parameters: Any) -> list[dict[str, Any]]:
         once = [t for t in tensors if not (id(t) in seen or seen.add(id(t)))]  # type: ignore[func-returns-value]
         groups.append({**item, "params": once})
     return groups
+
+
+def _tensors(given: Any, where: str) -> list[Any]:
+    """As a list, of whatever it holds."""
+    if isinstance(given, Tensor):
+        return [given]
+    if isinstance(given, nn.Module) or not isinstance(given, Iterable):
+        what = f"the module {type(given).__name__}" if isinstance(given, nn.Module) else repr(given)
+        raise ConfigurationError(
+            f"{_NAME}: expected tensors, got {what}{where}; pass model.parameters() or an optimizer"
+        )
+    return list(given)
 
 
 def _checked(index: int, group: dict[str, Any], lr: Rate | None, weight_decay: Rate | None) -> _Group:
@@ -180,8 +195,19 @@ def _checked(index: int, group: dict[str, Any], lr: Rate | None, weight_decay: R
                 f"{_NAME}: {where}: the gradient of a parameter of shape {list(parameter.shape)} is {kind}, "
                 "which is not supported; " + ("use sparse=False" if kind == "sparse" else "leave it out")
             )
-    rates = (0.0 if lr is None else lr, 0.0 if weight_decay is None else weight_decay)
+    rates = (_plain(lr), _plain(weight_decay))
     return _Group([p.detach() for p, _ in found], [g for _, g in found], *rates)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _plain(rate: Rate | None) -> Rate:
+    """None only where a group has no gradient: of NumPy's numbers, what torch takes."""
+    if rate is None:
+        return 0.0
+    return rate if isinstance(rate, Tensor) else float(rate)
 
 
 def _require_rate(name: str, value: Any, where: str, meaning: str, *, zero: bool) -> None:
@@ -197,7 +223,7 @@ def _require_rate(name: str, value: Any, where: str, meaning: str, *, zero: bool
         if value.device.type != "cpu":
             return  # to look at it would wait for the device
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not _is_real(value):
         raise ConfigurationError(f"{_NAME}: {where}: {name} must be a number or a tensor, got {value!r}")
     if not (0 <= value < math.inf) or (value == 0 and not zero):
         least = "0 or more" if zero else "above 0"

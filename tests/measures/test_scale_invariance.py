@@ -106,6 +106,15 @@ def test_edges() -> None:
         (lambda: equilibrium_gradient_norm(0.0, 0.1, 1.0), "lr must be finite and above 0"),
         (lambda: equilibrium_gradient_norm(0.1, 0.1, math.nan), "norm must be finite and 0 or more, got nan"),
         (lambda: effective_learning_rate(0.1, 0.0), "norm must be finite and above 0, got 0"),
+        (lambda: effective_learning_rate("a", 1), "lr must be a real number or a tensor of them, got 'a'"),
+        (lambda: effective_learning_rate(torch.ones(2), "a"), "norm must be a real number .*, got 'a'"),
+        (lambda: effective_learning_rate(None, 1.0), "lr must be a real number .*, got None"),
+        (lambda: equilibrium_norm(1.0, "a", 1.0), "weight_decay must be a real number .*, got 'a'"),
+        (lambda: equilibrium_gradient_norm(0.1, 0.1, 1j), "norm must be a real number .*, got 1j"),
+        (
+            lambda: equilibrium_norm(torch.ones(2, dtype=torch.complex64), 0.1, 1.0),
+            "lr must be a real number or a tensor of them, got a tensor of torch.complex64",
+        ),
         (lambda: effective_learning_rate(-0.1, 1.0), "lr must be finite and 0 or more, got -0.1"),
     ],
 )

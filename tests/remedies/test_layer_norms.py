@@ -169,6 +169,126 @@ def test_a_norm_that_does_more_is_refused_and_nothing_changes(norm, why: str) ->
     assert isinstance(model[0], nn.LayerNorm)
 
 
+class LayerNormGelu(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(super().forward(x))
+
+
+class ResidualRMSNorm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class DroppedLayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), 0.1, self.training)
+
+
+class InverseRMSNorm(nn.Module):
+    def __init__(self, d: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square().mean(-1, keepdim=True).rsqrt()
+
+
+class LayerNormLinear(nn.Module):
+    def __init__(self, d: int, out: int = D) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(d, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:]) @ self.weight
+
+
+class LayerNormWider(LayerNormLinear):
+    def __init__(self, d: int) -> None:
+        super().__init__(d, D + 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (D,)) @ self.weight  # of D features only
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "norm", [LayerNormGelu, ResidualRMSNorm, DroppedLayerNorm, InverseRMSNorm, LayerNormLinear]
+)
+def test_a_norm_whose_code_does_more_is_refused_and_nothing_changes(norm, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.LayerNorm(D), norm(D)).to(dtype)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    with pytest.raises(em.ConfigurationError, match=rf"1 \({norm.__name__}\).*is not a scale and a shift"):
+        remove_layer_norms(model)
+    assert isinstance(model[0], nn.LayerNorm)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("make", [lambda: LayerNormWider(D), lambda: LayerNormWider(D).to("meta")])
+def test_a_matrix_that_cannot_be_tried_is_refused(make) -> None:
+    model = nn.ModuleList([make()])
+    with pytest.raises(em.ConfigurationError, match=r"parameter weight of shape \[16, 19\] is no scale of"):
+        remove_layer_norms(model)
+    assert isinstance(model[0], LayerNormWider)
+
+
+class CountingRMSNorm(nn.Module):
+    def __init__(self, d: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.scale, self.eps, self.calls = nn.Parameter(torch.randn(d)), eps, 0
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen += 1
+        y = x.float() * (x.float().square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return ((1 + self.scale.float()) * y).to(x.dtype)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class HeadsLayerNorm(nn.Module):
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * F.layer_norm(x, x.shape[-1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "make",
+    [
+        CountingRMSNorm,
+        lambda d: CountingRMSNorm(d, 1e-2),
+        LayerNorm2d,
+        HeadsLayerNorm,
+        lambda d: type("MyLayerNorm", (nn.LayerNorm,), {"forward": lambda s, x: nn.LayerNorm.forward(s, x)})(
+            (4, d)
+        ),
+    ],
+)
+def test_a_norm_that_is_written_by_hand_goes(make, dtype: torch.dtype) -> None:
+    norm = make(D).to(dtype)
+    if isinstance(norm, nn.LayerNorm):
+        nn.init.normal_(norm.weight)
+    state = torch.get_rng_state()
+    model = remove_layer_norms(nn.ModuleList([norm]))
+    assert removed_of(model) == ["0"]
+    assert torch.equal(torch.get_rng_state(), state)
+    if isinstance(norm, CountingRMSNorm):  # it was run, and nothing of that stayed
+        assert (norm.calls, norm.seen.item()) == (0, 0)
+
+
+def test_norms_without_values_are_judged_by_their_parameters() -> None:
+    model = nn.ModuleList([CountingRMSNorm(D)]).to("meta")
+    assert removed_of(remove_layer_norms(model)) == ["0"]
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("layers", ["all", "layers.1.norm2"])
 def test_torchs_encoder_in_eval_mode(padded: bool, layers: str) -> None:

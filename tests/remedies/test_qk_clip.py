@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import entropy_monitor as em
-from entropy_monitor.remedies.qk_clip import ClippedHead, QKClip, qk_clip_, split_factors
+from entropy_monitor.remedies.qk_clip import ClippedHead, QKClip
 from entropy_monitor.remedies.reparametrization import sigma_reparam
 
 D, H, T, B = 32, 4, 7, 2
@@ -462,6 +463,37 @@ class SharedQK(nn.Module):
         return F.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.unflatten(-1, (H, HD)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class ValueIsQuery(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x)
+        return attend(q, self.k(x), q)
+
+
+class TwoKeys(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.p, self.v = (nn.Linear(D, D) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, p, v = (f(x) for f in (self.q, self.k, self.p, self.v))
+        return attend(q, k, v) + attend(q, p, v)
+
+
+class Crossed(TwoKeys):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, p, v = (f(x) for f in (self.q, self.k, self.p, self.v))
+        return attend(q, k, v) + attend(p, q, v)
+
+
 def reparametrized() -> nn.Module:
     return sigma_reparam(Separate().double(), gamma="preserve")
 
@@ -480,6 +512,12 @@ def reparametrized() -> nn.Module:
             r"made by several weights \(up.weight, down.weight\), as in low-rank attention",
         ),
         (lambda: SharedQK().double(), "queries and keys share their weights"),
+        (lambda: ValueIsQuery().double(), "ValueIsQuery: the weights of its queries make values too"),
+        (
+            lambda: TwoKeys().double(),
+            "weights of its queries make those of another call too, with other keys",
+        ),
+        (lambda: Crossed().double(), "weights of its queries make the keys of another call too"),
         (lambda: nn.Linear(D, D).double(), "no softmax attention was seen in training before this step"),
     ],
 )
@@ -513,7 +551,13 @@ def test_layers_leave_out_what_cannot_be_clipped() -> None:
         ({"balance": 1.5}, "balance is the queries' share .*, got 1.5"),
         ({"balance": math.nan}, "got nan"),
         ({"rows": 0}, "rows must be a positive integer or 'all', got 0"),
-        ({"layers": ["x*"]}, r"layers: no module is named 'x\*'"),
+        ({"layers": ["x*"]}, r"QKClip: layers: no module is named 'x\*'"),
+        ({"layers": ["q", "*.q_proj"]}, r"no module is named '\*.q_proj'; its attention is Separate. Name"),
+        ({"layers": []}, r"layers must be 'all', 'attention', a name pattern .*, got \[\]"),
+        ({"layers": [0]}, r"layers must be .*, got \[0\]"),
+        ({"layers": None}, "layers must be .*, got None"),
+        ({"layers": nn.ReLU()}, "layers must be .*, got ReLU"),
+        ({"layers": nn.Linear}, "layers must be .*, got <class"),
         ({"owners": "attn"}, "owners must be a list"),
         ({"optimizer": 3}, "optimizer must be a torch.optim.Optimizer or None, got int"),
     ],
@@ -530,27 +574,135 @@ def test_a_model_is_needed() -> None:
         QKClip("model")
 
 
-def test_the_core_on_weights_alone() -> None:
-    q, k = torch.randn(4, 8, 3, dtype=torch.float64), torch.randn(2, 8, 3, dtype=torch.float64)
-    b, c = torch.randn(4, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
-    x = torch.randn(9, 8, dtype=torch.float64)
-    old = q.clone(), k.clone(), b.clone(), c.clone()
+class Blocks(nn.Module):
+    """Attention within modules of attention, beside other linear layers."""
 
-    def logits(q: Tensor, k: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        return (x @ q + b[:, None]) @ (x @ k + c[:, None]).repeat_interleave(2, 0).mT
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"attn": nn.ModuleDict({"self": Separate()}), "mlp": nn.Linear(D, D)})
+            for _ in range(2)
+        )
 
-    eta = torch.tensor([0.2, 1.0, 0.5, 0.3], dtype=torch.float64)
-    qk_clip_(q, k, eta, query_bias=b, key_bias=c)
-    assert torch.allclose(logits(q, k, b, c), logits(*old) * eta.view(4, 1, 1), rtol=1e-12)
-    assert torch.equal(k[0], old[1][0])
-    assert torch.equal(q[1], old[0][1])
-    assert torch.allclose(k[1], old[1][1] * math.sqrt(0.5), rtol=1e-12)
-    with pytest.raises(em.ConfigurationError, match=r"factors must be 4 numbers in \(0, 1\].*got \[2\.0"):
-        qk_clip_(q, k, torch.full((4,), 2.0))
-    with pytest.raises(em.ConfigurationError, match="divide that of query heads, got 3 and 4"):
-        qk_clip_(q, torch.randn(3, 8, 3), eta)
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block["mlp"](block["attn"]["self"](x))
+        return x
 
 
-def test_a_plain_head_takes_the_square_root_on_each_side() -> None:
-    of_query, of_key = split_factors(torch.tensor([0.25, 1.0]), 2, 0.5)
-    assert of_query.tolist() == [0.5, 1.0] == of_key.tolist()
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ("all", [0, 1]),
+        ("attention", [0, 1]),
+        ("blocks.1.attn.self", [1]),
+        (["blocks.1.*", "blocks.0.attn.self"], [0, 1]),
+        ("*.1.attn.self.q", [1]),
+        (("*.self.k",), [0, 1]),
+        ("*.0.attn", [0]),
+        (lambda name, module: isinstance(module, Separate) and ".1." in name, [1]),
+    ],
+)
+def test_layers_are_chosen_by_their_names_or_those_of_their_linear_layers(layers, expected) -> None:
+    torch.manual_seed(0)
+    clipped = train(Blocks().double(), tokens, threshold=1e-6, layers=layers)
+    assert sorted({c.layer for c in clipped}) == [f"blocks.{i}.attn.self" for i in expected]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            "*.mlp",
+            r"layers='\*.mlp' names none of the attention layers that ran: blocks.0.attn.self, blocks.1.attn",
+        ),
+        (lambda n, m: False, "layers=<lambda> names none of the attention layers"),
+        (
+            lambda n, m: m.heads > 2,
+            r"blocks.0.attn.self: the function given by layers= failed \(TypeError: '>' not",
+        ),
+    ],
+)
+def test_a_choice_of_no_attention_layer_is_refused(layers, message: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(em.ConfigurationError, match=message):
+        train(Blocks().double(), tokens, layers=layers)
+
+
+def test_queries_of_llama_choose_its_attention() -> None:
+    model, run = made("llama")
+    clipped = train(model, run, threshold=1e-3, layers="*.1.*.q_proj")
+    assert {c.layer for c in clipped} == {"layers.1.self_attn"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: sigma_reparam(m, layers=["q"], gamma="preserve"), "Separate: its weight is parametrized"),
+        (lambda m: sigma_reparam(m, layers=["k"], gamma="preserve"), "Separate: its weight is parametrized"),
+        (
+            lambda m: nn.utils.spectral_norm(m.q),
+            "its parameter q.weight is q.weight_orig now; make a new QKClip",
+        ),
+        (
+            lambda m: setattr(m.k, "bias", nn.Parameter(m.k.bias.detach().clone())),
+            "its parameter k.bias is no parameter of the model now",
+        ),
+    ],
+)
+def test_weights_that_are_parametrized_or_replaced_meanwhile_are_refused(change, message: str) -> None:
+    model, run = made("separate")
+    with QKClip(model, threshold=1e-3) as clip:
+        run(model)
+        assert len(clip.step()) == H
+        change(model)
+        run(model.requires_grad_())
+        held = copy.deepcopy(model.state_dict())
+        with pytest.raises(em.ConfigurationError, match=message):
+            clip.step()
+    assert all(torch.equal(v, held[n]) for n, v in model.state_dict().items())
+
+
+def test_a_layer_that_is_refused_later_is_left_alone_and_logged_once(caplog) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList([Separate(), Separate(norm=True)]).double()
+    with QKClip(model, threshold=1e-9) as clip, caplog.at_level(logging.WARNING, "entropy_monitor"):
+        # A list has no forward of its own, and each layer counts as one that runs by itself.
+        model[0](x_of())
+        assert {c.layer for c in clip.step()} == {"0"}
+        assert not caplog.records
+        for _ in range(2):
+            model[1](model[0](x_of()))
+            assert {c.layer for c in clip.step()} <= {"0"}
+    assert len(caplog.records) == 1
+    assert "QKClip leaves 1 alone: its queries are normalised (QK-norm)" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_frozen_keys_are_left_alone_and_queries_take_all(part: str) -> None:
+    model, run = made("grouped")
+    getattr(model.k, part).requires_grad_(False)
+    held = copy.deepcopy(model.k.state_dict())
+    (before,) = logits_of(model, run)
+    assert len(train(model, run, threshold=1e-3)) == H
+    (after,) = logits_of(model, run)
+    assert all(torch.equal(v, held[n]) for n, v in model.k.state_dict().items())
+    assert torch.allclose(after, before / top(before).view(H, 1, 1) * 1e-3, rtol=1e-9)
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_layers_with_frozen_queries_are_left_alone_and_logged_once(part: str, caplog) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Separate(), Separate()).double()
+    frozen = getattr(model[0].q, part).requires_grad_(False)
+    held = copy.deepcopy(model[0].state_dict())
+    with QKClip(model, threshold=1e-6) as clip, caplog.at_level(logging.WARNING, "entropy_monitor"):
+        for _ in range(2):
+            tokens(model)
+            assert {c.layer for c in clip.step()} <= {"1"}
+        assert all(torch.equal(v, held[n]) for n, v in model[0].state_dict().items())
+        assert len(caplog.records) == 1
+        assert "QKClip leaves 0 alone: the weights of its queries are frozen" in caplog.text
+        frozen.requires_grad_()
+        tokens(model)
+        assert {c.layer for c in clip.step()} >= {"0"}

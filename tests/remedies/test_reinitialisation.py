@@ -94,6 +94,31 @@ def test_chosen_layers_only() -> None:
     assert [n for (n, _), c in zip(model.named_parameters(), changed, strict=True) if c] == ["3.0.weight"]
 
 
+def test_frozen_weights_are_left_alone_and_cost_no_numbers() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    model[0].requires_grad_(False)
+    model[1].in_proj_weight.requires_grad_(False)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    expected = [torch.empty(8, 8), torch.empty(8, 8)]
+    torch.manual_seed(3)
+    for weight in expected:
+        nn.init.trunc_normal_(weight, std=0.02)
+    torch.manual_seed(3)
+    reinitialise(model)
+    drawn = {n: p for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert list(drawn) == ["1.out_proj.weight", "2.weight"]
+    assert all(torch.equal(p, want) for p, want in zip(drawn.values(), expected, strict=True))
+
+
+def test_nothing_but_frozen_weights_is_an_error() -> None:
+    model = net()
+    model[0].requires_grad_(False)
+    state = torch.get_rng_state()
+    with pytest.raises(em.ConfigurationError, match=r"are frozen \(0\.weight\).*call requires_grad_\(True\)"):
+        reinitialise(model, "0")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_recipe_in_its_order() -> None:
     from entropy_monitor.remedies.layer_norms import remove_layer_norms
     from entropy_monitor.remedies.reparametrization import sigma_reparam

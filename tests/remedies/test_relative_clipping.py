@@ -3,10 +3,12 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -252,8 +254,20 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "lr NaN": ({"lr": math.nan}, "lr must be 0 or more, got nan"),
     "lr missing": ({"lr": None}, "has no learning rate; pass lr="),
     "lr of two": ({"lr": torch.ones(2)}, r"lr must be one number, got a tensor of shape \[2\]"),
+    "C text": ({"C": "2"}, "C must be a number above 1, got '2'"),
+    "foreach text": ({"foreach": "x"}, "foreach must be True, False or None, got 'x'"),
+    "foreach number": ({"foreach": 1}, "foreach must be True, False or None, got 1"),
+    "lr bool": ({"lr": True}, "lr must be a number or a tensor, got True"),
     "lr a text": ({"lr": "0.1"}, "lr must be a number or a tensor, got '0.1'"),
 }
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, Fraction])
+def test_any_real_number_is_taken(number: Any) -> None:
+    some = parameters(50.0)
+    limit = math.sqrt(2 * 2 * 3 / 4) * norm_of(some[:-1])
+    found = relative_global_clip_(some, number(4), number(3), C=number(2))
+    assert float(found.max_norm) == pytest.approx(limit, rel=1e-14)
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -298,6 +312,12 @@ def test_gradients_that_cannot_be_clipped() -> None:
         (nn.Linear(2, 2).named_parameters(), "got tuple in group 0; pass model.parameters"),
         ({"parameters": []}, "a dict with 'params', got one with"),
         ([{"params": []}, torch.ones(2)], "got Tensor at 1"),
+        (nn.Linear(2, 2), r"expected tensors, got the module Linear; pass model\.parameters\(\)"),
+        (nn.Sequential(nn.Linear(2, 2)), "got the module Sequential; pass model"),  # which can be iterated
+        (None, "expected tensors, got None; pass model"),
+        (3, "expected tensors, got 3; pass model"),
+        ({"params": None}, "expected tensors, got None in group 0; pass model"),
+        ([{"params": nn.Linear(2, 2)}], "got the module Linear in group 0; pass model"),
     ],
 )
 def test_other_things_are_refused(given: Any, message: str) -> None:

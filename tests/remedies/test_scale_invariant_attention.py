@@ -169,6 +169,49 @@ def test_it_compiles_without_a_break() -> None:
         assert torch.equal(x.grad, y.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("size", ["largest", "smallest"])
+def test_scores_at_the_ends_of_a_dtypes_range(dtype: torch.dtype, size: str) -> None:
+    info = torch.finfo(dtype)
+    top = info.max if size == "largest" else info.smallest_normal * 4
+    x = torch.tensor([[1.0, 1.0, 0.5, -1.0], [1.0, 0.25, 0.0, -0.5]], dtype=dtype).mul(top)
+    want = torch.tensor([[0.4, 0.4, 0.2, 0.0], [0.8, 0.2, 0.0, 0.0]]).to(dtype)
+    torch.testing.assert_close(scale_invariant_attention(x), want)
+
+
+def test_the_gradient_of_large_scores() -> None:
+    x = torch.tensor([2.0**127, 2.0**127], requires_grad=True)  # their sum is no float32
+    got = scale_invariant_attention(x)
+    assert got.tolist() == [0.5, 0.5]
+    got[0].mul(2.0**30).backward()
+    assert x.grad.tolist() == [2.0**-99, -(2.0**-99)]
+
+
+def test_an_infinite_score_is_as_in_a_softmax() -> None:
+    scores = torch.tensor([[1.0, math.inf], [1.0, 1.0]])
+    assert torch.equal(scale_invariant_attention(scores).isnan(), scores.softmax(-1).isnan())
+
+
+@pytest.mark.parametrize(("fill", "hides"), [(-1e4, False), (-9.8e8, False), (-1e9, True), (-math.inf, True)])
+def test_which_finite_mask_values_hide(fill: float, hides: bool) -> None:
+    got = scale_invariant_attention(torch.tensor([[-1.0, fill], [1.0, fill]]))
+    assert got.tolist() == [[1.0, 0.0] if hides else [0.5, 0.5], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (3, "scores must be a tensor of real numbers, got int"),
+        ([[1.0]], "got list"),
+        (torch.ones(2, dtype=torch.complex64), "got a tensor of torch.complex64"),
+        (torch.ones(2, dtype=torch.bool), "got a tensor of torch.bool"),
+    ],
+)
+def test_other_things_are_refused(scores: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        scale_invariant_attention(scores, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [None, torch.int32])
 def test_integers_are_refused(dtype: torch.dtype | None) -> None:
     with pytest.raises(

@@ -68,6 +68,20 @@ def test_it_is_0_homogeneous_in_all_its_parameters(sibert: ModuleType) -> None:
         assert group.homogeneous == (name not in ("tokens", "places")), name
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_eps_is_not_felt_far_out(sibert: ModuleType, dtype: torch.dtype, most: float, scale: float) -> None:
+    (batch,) = sibert.batches(4, 1)
+    base, far = made(sibert).to(dtype), made(sibert).to(dtype)
+    with torch.no_grad():
+        for p in far.parameters():
+            p.mul_(scale)
+    a, b = base(batch[0]), far(batch[0])
+    assert (a - b).norm() < most * a.norm()
+    sibert.loss_of(far, batch).backward()
+    assert all(p.grad.isfinite().all() for p in far.parameters())
+
+
 def test_one_softmax_or_one_bias_and_it_is_not(sibert: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     (batch,) = sibert.batches(4, 1)
     model = made(sibert, 10.0).double()
@@ -76,7 +90,7 @@ def test_one_softmax_or_one_bias_and_it_is_not(sibert: ModuleType, monkeypatch: 
     model.blocks[1].down = nn.Linear(128, 32).double()
     found = probe_homogeneity(model, lambda m: m(batch[0]), groups={})
     assert [b.module for b in found.breaks] == ["blocks.1.down"]
-    monkeypatch.setattr(sibert, "scale_invariant_attention", lambda scores: scores.softmax(-1))
+    monkeypatch.setattr(em, "scale_invariant_attention", lambda scores: scores.softmax(-1))
     found = probe_homogeneity(made(sibert, 10.0).double(), lambda m: m(batch[0]), groups={})
     assert [b.module for b in found.breaks] == ["blocks.0.attention", "blocks.1.attention"]
 
