@@ -706,3 +706,32 @@ def test_layers_with_frozen_queries_are_left_alone_and_logged_once(part: str, ca
         frozen.requires_grad_()
         tokens(model)
         assert {c.layer for c in clip.step()} >= {"0"}
+
+
+def test_attention_of_the_model_itself_does_not_own_the_layers_of_its_blocks() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.query, self.key = Separate(), nn.Linear(D, D), nn.Linear(D, D)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.block(x)
+            return attend(self.query(x), self.key(x), x)
+
+    torch.manual_seed(0)
+    model = Pooled().double()
+    for layers, expected in (("block.q", {"block"}), ("query", {"Pooled"}), ("all", {"block", "Pooled"})):
+        clipped = train(model, tokens, threshold=1e-9, layers=layers)
+        assert {c.layer for c in clipped} == expected
+
+
+def test_after_processes_agreed_a_new_layer_is_left_alone_and_logged(caplog) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList([Separate(), Separate()]).double()
+    with QKClip(model, threshold=1e-9) as clip, caplog.at_level(logging.WARNING, "entropy_monitor"):
+        model[0](x_of())
+        clip.step()
+        clip._logits.freeze()  # what an agreement of several processes does
+        model[1](x_of())
+        assert clip.step() == []
+    assert "QKClip leaves 1 alone: it ran for the first time after the first step" in caplog.text
