@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from entropy_monitor.remedies.attention_precision import AttentionPrecision, fp32_attention
-from entropy_monitor.remedies.folding import fold, fold_state_dict
-from entropy_monitor.remedies.homogeneity import probe_homogeneity
-from entropy_monitor.remedies.homogeneity_report import Homogeneity
 from entropy_monitor.remedies.layer_norms import remove_layer_norms
-from entropy_monitor.remedies.optimizers import convert_optimizer, param_groups
 from entropy_monitor.remedies.patch_embedding import freeze_patch_embedding
-from entropy_monitor.remedies.qk_clip import ClippedHead, QKClip, qk_clip_
+from entropy_monitor.remedies.qk_clip.clip import ClippedHead, QKClip, qk_clip_
 from entropy_monitor.remedies.reinitialisation import reinitialise
-from entropy_monitor.remedies.relative_clipping import RelativeClip, relative_global_clip_
-from entropy_monitor.remedies.reparametrization import sigma_reparam, spectral_norm, weight_norm
-from entropy_monitor.remedies.scale_invariant_attention import scale_invariant_attention
+from entropy_monitor.remedies.reparametrization.convert import sigma_reparam, spectral_norm, weight_norm
+from entropy_monitor.remedies.reparametrization.folding import fold, fold_state_dict
+from entropy_monitor.remedies.reparametrization.optimizers import convert_optimizer, param_groups
+from entropy_monitor.remedies.scale_invariance.attention import scale_invariant_attention
+from entropy_monitor.remedies.scale_invariance.clipping import RelativeClip, relative_global_clip_
+from entropy_monitor.remedies.scale_invariance.homogeneity import probe_homogeneity
+from entropy_monitor.remedies.scale_invariance.report import Homogeneity
 
 __all__ = [
     "AttentionPrecision",

@@ -11,8 +11,8 @@ from tests.hooks.test_zoo import built
 from tests.zoo import ZOO
 
 TOLERANCE = 1e-4
-# In eager mode the memory of a map with a matrix for each head does not tell which rows are which tokens; compiled
-# code asks the values.
+# In eager mode the memory of a map with a matrix for each head does not tell which rows are which tokens;
+# compiled code asks the values.
 ONLY_COMPILED = {"weights-per_head": ("floor_weights",), "weights-per_head_matmul": ("floor_weights",)}
 QUICK = ("nanogpt-masked_fill", "llama-kv2-gqa-half-qknorm", "logits-softcap", "mha-both-True", "swin")
 

@@ -32,8 +32,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import entropy_monitor as em
-from entropy_monitor.remedies.folding import scales_of
-from entropy_monitor.remedies.spectral import whole
+from entropy_monitor.remedies.reparametrization.folding import scales_of
+from entropy_monitor.remedies.reparametrization.spectral import whole
 from tests.distributed import pool
 
 WIDTH, HEADS, TOKENS, CLASSES, BATCH, STEPS = 15, 3, 6, 5, 8, 10

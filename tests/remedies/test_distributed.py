@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import entropy_monitor as em
-from entropy_monitor.remedies.folding import scales_of
+from entropy_monitor.remedies.reparametrization.folding import scales_of
 from tests.distributed.pool import Pool
 from tests.remedies import distributed
 from tests.remedies.distributed import Net, SplitNet, State, converted, plain

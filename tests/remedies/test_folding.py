@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import entropy_monitor as em
-from entropy_monitor.remedies.folding import scales_of
+from entropy_monitor.remedies.reparametrization.folding import scales_of
 from tests.remedies.models import images, train_step, vit
 from tests.remedies.test_reparametrization import MODELS, first_output
 
@@ -177,7 +177,9 @@ def test_weight_norm_of_narrow_layers_is_folded(layer: nn.Module) -> None:
 
 def test_a_model_within_ddp_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model = em.sigma_reparam(nn.Sequential(nn.Linear(4, 4)), gamma="preserve")
-    monkeypatch.setattr("entropy_monitor.remedies.folding.DistributedDataParallel", nn.Sequential)
+    monkeypatch.setattr(
+        "entropy_monitor.remedies.reparametrization.folding.DistributedDataParallel", nn.Sequential
+    )
     with pytest.raises(em.ConfigurationError, match=r"em\.fold\(model\.module\)"):
         em.fold(model)
     assert len(list(scales_of(model))) == 1

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.remedies.homogeneity import probe_homogeneity
-from entropy_monitor.remedies.homogeneity_report import Homogeneity
-from entropy_monitor.remedies.scale_invariant_attention import scale_invariant_attention
+from entropy_monitor.remedies.scale_invariance.attention import scale_invariant_attention
+from entropy_monitor.remedies.scale_invariance.homogeneity import probe_homogeneity
+from entropy_monitor.remedies.scale_invariance.report import Homogeneity
 
 WIDTH, T, WORDS = 8, 5, 7
 

@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 
 import entropy_monitor as em
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.remedies.folding import scales_of
+from entropy_monitor.remedies.reparametrization.folding import scales_of
 from tests.remedies.models import train_step, vit
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import entropy_monitor as em
-from entropy_monitor.remedies.qk_clip import ClippedHead, QKClip
-from entropy_monitor.remedies.reparametrization import sigma_reparam
+from entropy_monitor.remedies.qk_clip.clip import ClippedHead, QKClip
+from entropy_monitor.remedies.reparametrization.convert import sigma_reparam
 
 D, H, T, B = 32, 4, 7, 2
 HD = D // H

@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.remedies.qk_clip import QKClip
+from entropy_monitor.remedies.qk_clip.clip import QKClip
 
 D, HD = 16, 8
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import entropy_monitor as em
-from entropy_monitor.remedies.qk_scaling import qk_clip_, split_factors
+from entropy_monitor.remedies.qk_clip.scaling import qk_clip_, split_factors
 
 
 def test_the_core_on_weights_alone() -> None:

@@ -121,7 +121,7 @@ def test_nothing_but_frozen_weights_is_an_error() -> None:
 
 def test_the_recipe_in_its_order() -> None:
     from entropy_monitor.remedies.layer_norms import remove_layer_norms
-    from entropy_monitor.remedies.reparametrization import sigma_reparam
+    from entropy_monitor.remedies.reparametrization.convert import sigma_reparam
 
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8))
     sigma_reparam(reinitialise(remove_layer_norms(model)), gamma="one")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.measures import equilibrium_gradient_norm, equilibrium_norm
-from entropy_monitor.remedies.relative_clipping import RelativeClip, relative_global_clip_
+from entropy_monitor.remedies.scale_invariance.clipping import RelativeClip, relative_global_clip_
 
 LR, DECAY = 0.1, 0.02
 FOREACH = pytest.mark.parametrize("foreach", [None, True, False])

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 import entropy_monitor as em
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.remedies.folding import scales_of
+from entropy_monitor.remedies.reparametrization.folding import scales_of
 from tests.remedies.models import images, train_step, vit
 
 Convert = Callable[..., nn.Module]

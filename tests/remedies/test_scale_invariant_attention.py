@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import entropy_monitor as em
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.measures import row_statistics_from_weights
-from entropy_monitor.remedies.scale_invariant_attention import scale_invariant_attention
+from entropy_monitor.remedies.scale_invariance.attention import scale_invariant_attention
 from tests.hooks.sources.reference import B, D, H, K, Projected, T, check, check_model, figures
 
 SEEN = torch.ones(T, T).tril().bool()

@@ -13,8 +13,8 @@ from torch import nn
 
 import entropy_monitor as em
 from entropy_monitor.measures import equilibrium_norm
-from entropy_monitor.remedies.homogeneity import probe_homogeneity
-from entropy_monitor.remedies.relative_clipping import relative_global_clip_
+from entropy_monitor.remedies.scale_invariance.clipping import relative_global_clip_
+from entropy_monitor.remedies.scale_invariance.homogeneity import probe_homogeneity
 
 LR = 0.1
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sibert.py"

@@ -13,9 +13,9 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 import entropy_monitor as em
-from entropy_monitor.remedies.folding import scales_of
-from entropy_monitor.remedies.scaling import scaled_weight
-from entropy_monitor.remedies.spectral import SpectralScale, singular_vectors
+from entropy_monitor.remedies.reparametrization.folding import scales_of
+from entropy_monitor.remedies.reparametrization.scaling import scaled_weight
+from entropy_monitor.remedies.reparametrization.spectral import SpectralScale, singular_vectors
 from tests.remedies.models import images, loss_of, train_step, vit
 
 GROUPS = {

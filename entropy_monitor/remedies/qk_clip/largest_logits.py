@@ -15,7 +15,12 @@ from entropy_monitor.hooks.calls import AttentionCall, Inputs, Modify, Role
 from entropy_monitor.hooks.logits import Scale
 from entropy_monitor.hooks.projections import Projection
 from entropy_monitor.measures._precision import exact, matmul, working_dtype
-from entropy_monitor.remedies.head_weights import HeadWeights, NotScalableError, head_weights, is_linear
+from entropy_monitor.remedies.qk_clip.head_weights import (
+    HeadWeights,
+    NotScalableError,
+    head_weights,
+    is_linear,
+)
 
 _BLOCK = 64  # rows at a time
 _NORMED = (

@@ -16,7 +16,7 @@ from entropy_monitor.hooks.sharding import held, is_sharded
 from entropy_monitor.measures._precision import MAX_BYTES, exact, working_dtype
 
 if TYPE_CHECKING:
-    from entropy_monitor.remedies.spectral import SpectralScale
+    from entropy_monitor.remedies.reparametrization.spectral import SpectralScale
 
     Pair = tuple[SpectralScale, Tensor]
 

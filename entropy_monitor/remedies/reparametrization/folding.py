@@ -13,10 +13,15 @@ from torch.nn.utils import parametrize
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.hooks import module_names
 from entropy_monitor.hooks.sharding import is_sharded
-from entropy_monitor.remedies import stepping
-from entropy_monitor.remedies.scaling import scaled_weight
+from entropy_monitor.remedies.reparametrization import stepping
+from entropy_monitor.remedies.reparametrization.scaling import scaled_weight
+from entropy_monitor.remedies.reparametrization.spectral import (
+    SpectralScale,
+    laid_out_as,
+    singular_vectors,
+    whole,
+)
 from entropy_monitor.remedies.selection import LayerWeight
-from entropy_monitor.remedies.spectral import SpectralScale, laid_out_as, singular_vectors, whole
 from entropy_monitor.remedies.wrapping import is_fully_sharded
 
 _MARK = ".parametrizations."

@@ -12,10 +12,10 @@ from torch.nn.utils import parametrizations, parametrize
 
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.phrases import number
-from entropy_monitor.remedies.folding import accept_plain_weights, parametrized, undo
-from entropy_monitor.remedies.fused import Fused, find_groups
+from entropy_monitor.remedies.reparametrization.folding import accept_plain_weights, parametrized, undo
+from entropy_monitor.remedies.reparametrization.fused import Fused, find_groups
+from entropy_monitor.remedies.reparametrization.spectral import SpectralScale
 from entropy_monitor.remedies.selection import Layers, LayerWeight, Selection, select_weights
-from entropy_monitor.remedies.spectral import SpectralScale
 from entropy_monitor.remedies.wrapping import require_unwrapped
 
 logger = logging.getLogger("entropy_monitor")

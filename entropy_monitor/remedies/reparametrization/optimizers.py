@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.remedies import stepping
-from entropy_monitor.remedies.folding import scales_of
-from entropy_monitor.remedies.spectral import MARK
+from entropy_monitor.remedies.reparametrization import stepping
+from entropy_monitor.remedies.reparametrization.folding import scales_of
+from entropy_monitor.remedies.reparametrization.spectral import MARK
 
 # What torch's schedulers keep for each group, and whether it is a learning rate.
 _PER_GROUP = {

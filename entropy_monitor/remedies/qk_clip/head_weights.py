@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from entropy_monitor.hooks.projections import Layout, Place, Projection
 from entropy_monitor.hooks.samples import TOLERANCE, TOLERANCE_LOW, sampled
 from entropy_monitor.hooks.storage import storage_of
-from entropy_monitor.remedies.qk_scaling import scale_heads_
+from entropy_monitor.remedies.qk_clip.scaling import scale_heads_
 
 PARAMETRIZED = (
     "its weight is parametrized, so scaling it does little or nothing; sigma_reparam and the like bound it "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from entropy_monitor.hooks import module_names
 from entropy_monitor.hooks.structure import attention_owners
-from entropy_monitor.remedies.homogeneity_report import Break, ModuleDegree, shown
+from entropy_monitor.remedies.scale_invariance.report import Break, ModuleDegree, shown
 
 LOSS = "loss_fn"
 

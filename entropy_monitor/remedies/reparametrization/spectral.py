@@ -18,9 +18,9 @@ from torch._compile import _disable_dynamo as _never_traced
 from entropy_monitor.hooks.sharding import is_sharded
 from entropy_monitor.measures._precision import working_dtype
 from entropy_monitor.measures.singular import top_singular_vectors
-from entropy_monitor.remedies import stepping
-from entropy_monitor.remedies.power_iteration import iterate
-from entropy_monitor.remedies.scaling import copied_beside, scaled_weight, sigma_of
+from entropy_monitor.remedies.reparametrization import stepping
+from entropy_monitor.remedies.reparametrization.power_iteration import iterate
+from entropy_monitor.remedies.reparametrization.scaling import copied_beside, scaled_weight, sigma_of
 
 MARK = "entropy_monitor_gamma"
 """Attribute of every γ, and key of the parameter groups that hold γ and nothing else."""

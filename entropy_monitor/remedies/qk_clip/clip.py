@@ -18,10 +18,10 @@ from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Watcher
 from entropy_monitor.hooks.names import clean_name
-from entropy_monitor.remedies.attention_choice import AttentionChoice
-from entropy_monitor.remedies.head_weights import PARAMETRIZED, HeadWeights, is_parametrized
-from entropy_monitor.remedies.largest_logits import LargestLogits, Unit
-from entropy_monitor.remedies.qk_scaling import check_balance, qk_clip_, split_factors
+from entropy_monitor.remedies.qk_clip.attention_choice import AttentionChoice
+from entropy_monitor.remedies.qk_clip.head_weights import PARAMETRIZED, HeadWeights, is_parametrized
+from entropy_monitor.remedies.qk_clip.largest_logits import LargestLogits, Unit
+from entropy_monitor.remedies.qk_clip.scaling import check_balance, qk_clip_, split_factors
 from entropy_monitor.remedies.selection import Layers
 
 __all__ = ["ClippedHead", "QKClip", "qk_clip_"]

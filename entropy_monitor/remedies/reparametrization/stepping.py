@@ -11,10 +11,10 @@ from torch._compile import _disable_dynamo as _never_traced
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from entropy_monitor.remedies.power_iteration import iterate
+from entropy_monitor.remedies.reparametrization.power_iteration import iterate
 
 if TYPE_CHECKING:
-    from entropy_monitor.remedies.spectral import SpectralScale
+    from entropy_monitor.remedies.reparametrization.spectral import SpectralScale
 
 _live: weakref.WeakSet[SpectralScale] = weakref.WeakSet()
 _began: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()

@@ -16,8 +16,8 @@ from torch.nn.parameter import is_lazy
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.hooks import module_names
 from entropy_monitor.hooks.names import clean_name
-from entropy_monitor.remedies.homogeneity_breaks import Breaks, Fit
-from entropy_monitor.remedies.homogeneity_report import GroupDegree, Homogeneity
+from entropy_monitor.remedies.scale_invariance.breaks import Breaks, Fit
+from entropy_monitor.remedies.scale_invariance.report import GroupDegree, Homogeneity
 from entropy_monitor.undisturbed import run_eagerly, unchanged
 
 _NAME = "probe_homogeneity"
