@@ -138,13 +138,26 @@ def select_weights(
             chosen.append(LayerWeight(name, layer, weight.tensor, weight.form, others, weight.fused))
     if not matched:
         raise ConfigurationError(_nothing(model, layers, remedy))
+    if layers == "all":
+        left |= dict.fromkeys(_unknown_matrices(model), "in no layer of a kind that is known")
     if not chosen:
         reasons = "; ".join(f"{label}: {why}" for label, why in list(left.items())[:5])
         raise ConfigurationError(f"{remedy}: layers={_shown(layers)} leaves nothing to do: {reasons}")
     return Selection(tuple(chosen), left)
 
 
-def kinds_of_layer(layer: nn.Module) -> bool:
+def _unknown_matrices(model: nn.Module) -> list[str]:
+    """Names of parameters that may be matrices, such as those of experts, and belong to none of these layers."""
+    return [
+        f"{name}.{tensor}"
+        for layer, name in module_names(model).items()
+        if not is_known_kind(layer) and not parametrize.is_parametrized(layer)
+        for tensor, parameter in layer._parameters.items()
+        if parameter is not None and not is_lazy(parameter) and parameter.dim() >= 2
+    ]
+
+
+def is_known_kind(layer: nn.Module) -> bool:
     """Whether a layer is of a kind whose weights can be chosen."""
     return next(_weights_of(layer, ""), None) is not None
 
@@ -173,7 +186,7 @@ def _predicate(model: nn.Module, layers: Layers, remedy: str) -> Callable[[str, 
             "of "
             f"name and module, got {layers!r}"
         )
-    names = [name for layer, name in module_names(model).items() if kinds_of_layer(layer)]
+    names = [name for layer, name in module_names(model).items() if is_known_kind(layer)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigurationError(_nothing(model, pattern, remedy))
@@ -181,7 +194,7 @@ def _predicate(model: nn.Module, layers: Layers, remedy: str) -> Callable[[str, 
 
 
 def _nothing(model: nn.Module, layers: Layers, remedy: str) -> str:
-    names = [name for layer, name in module_names(model).items() if kinds_of_layer(layer)]
+    names = [name for layer, name in module_names(model).items() if is_known_kind(layer)]
     if not names:
         return f"{remedy}: {type(model).__name__} has no linear layer that could be treated"
     near = difflib.get_close_matches(layers, names, 3, 0.4) if isinstance(layers, str) else []

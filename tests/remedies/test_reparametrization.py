@@ -399,3 +399,15 @@ def test_keys_and_values_that_are_joined_are_told_apart() -> None:
     scale = dict(scales_of(model))["transformer.h.0.crossattention.c_attn.weight"]
     exact = torch.stack([torch.linalg.matrix_norm(part, 2) for part in scale.weight.t().chunk(2)])
     torch.testing.assert_close(scale.gamma.detach(), exact.detach())
+
+
+def test_matrices_that_are_left_alone_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Parameter(torch.ones(2, 3, 3))
+            self.out = nn.Linear(3, 3)
+
+    with caplog.at_level(logging.INFO, "entropy_monitor"):
+        em.sigma_reparam(Experts(), gamma="preserve")
+    assert "left Experts.up alone: in no layer of a kind that is known" in caplog.text
