@@ -10,7 +10,7 @@ from torch import nn
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.hooks import module_names
 from entropy_monitor.hooks.structure import attention_owners, is_within, whole_model
-from entropy_monitor.remedies.selection import Layers, kinds_of_layer
+from entropy_monitor.remedies.selection import Layers, is_known_kind
 
 
 class AttentionChoice:
@@ -63,7 +63,7 @@ class AttentionChoice:
                     "linear layers within them"
                 )
         self._owners = [name for name in owners if name not in self._roots]
-        self._linears = [name for module, name in names.items() if kinds_of_layer(module)]
+        self._linears = [name for module, name in names.items() if is_known_kind(module)]
 
     def __call__(self, layer: str) -> bool:
         """Whether an attention layer is chosen."""
