@@ -107,12 +107,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shapes", nargs="+", choices=["S1", "wide"], default=["S1", "wide"])
     parser.add_argument("--eager-only", action="store_true", help="leave torch.compile out")
     parser.add_argument("--smoke", action="store_true", help="a tiny shape, to see that it runs")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.disable(logging.WARNING)
-    shapes = {"smoke": SHAPES["smoke"]} if options.smoke else {"S1": SHAPES["S1"], "wide": WIDE}
+    known = {"S1": SHAPES["S1"], "wide": WIDE}
+    shapes = {"smoke": SHAPES["smoke"]} if options.smoke else {name: known[name] for name in options.shapes}
     if options.device == "cuda":
         shapes = {name: replace(shape, batch=16) for name, shape in shapes.items()}
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} threads"

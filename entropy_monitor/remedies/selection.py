@@ -147,7 +147,7 @@ def select_weights(
 
 
 def _unknown_matrices(model: nn.Module) -> list[str]:
-    """Names of parameters that may be matrices, such as those of experts, and belong to none of these layers."""
+    """Names of parameters that may be matrices, such as those of experts, in layers of other kinds."""
     return [
         f"{name}.{tensor}"
         for layer, name in module_names(model).items()
