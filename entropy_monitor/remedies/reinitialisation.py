@@ -70,8 +70,7 @@ def reinitialise(
         if generator is not None and generator.device.type != device:
             raise ConfigurationError(
                 f"{_REMEDY}: the generator is on {generator.device.type}, and {weight.label} on {device}; "
-                "give "
-                f"torch.Generator({device!r})"
+                f"give torch.Generator({device!r})"
             )
     for weight in trained:
         nn.init.trunc_normal_(weight.value, std=std, generator=generator)

@@ -183,8 +183,7 @@ def _predicate(model: nn.Module, layers: Layers, remedy: str) -> Callable[[str, 
     if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) for p in patterns):
         raise ConfigurationError(
             f"{remedy}: layers must be 'all', 'attention', a name pattern or a list of them, or a function "
-            "of "
-            f"name and module, got {layers!r}"
+            f"of name and module, got {layers!r}"
         )
     names = [name for layer, name in module_names(model).items() if is_known_kind(layer)]
     for pattern in patterns:

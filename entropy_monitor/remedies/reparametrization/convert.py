@@ -72,8 +72,7 @@ def sigma_reparam(
 
     Raises:
         ConfigurationError: if nothing matches or something cannot be converted (parametrized already,
-        quantized,
-            without values, wrapped). The model is left as it was.
+            quantized, without values, wrapped). The model is left as it was.
     """
     if gamma not in ("one", "preserve"):
         raise ConfigurationError(
@@ -89,10 +88,8 @@ def sigma_reparam(
     if gamma == "one":
         logger.warning(
             "entropy-monitor: gamma='one' set the spectral norm of %d weights to 1 (they had %s to %s): the "
-            "model "
-            "computes another function now. That is the recipe for training from scratch; for a trained "
-            "model give "
-            "gamma='preserve'",
+            "model computes another function now. That is the recipe for training from scratch; for a trained "
+            "model give gamma='preserve'",
             len(selection.weights),
             number(min(norms)),
             number(max(norms)),
@@ -143,8 +140,7 @@ def weight_norm(model: nn.Module, layers: Layers = "all") -> nn.Module:
 
     Raises:
         ConfigurationError: see `sigma_reparam`; and if an output feature of a weight is all zero, which has
-        no
-            direction.
+            no direction.
     """
     require_unwrapped(model, "weight_norm", _UNSYNCHRONISED)
     selection = select_weights(model, layers, remedy="weight_norm")
@@ -153,8 +149,7 @@ def weight_norm(model: nn.Module, layers: Layers = "all") -> nn.Module:
         if zero:
             raise ConfigurationError(
                 f"weight_norm: {zero} output features of {weight.label} are all zero and have no direction "
-                "to "
-                "normalise; initialise them, or leave the layer out with layers=…"
+                "to normalise; initialise them, or leave the layer out with layers=…"
             )
 
     def normalise(weight: LayerWeight) -> None:
@@ -176,7 +171,7 @@ def _reparametrize(
     def convert(weight: LayerWeight) -> None:
         value = weight.value
         scale = SpectralScale(value, preserve=preserve, learn=learn, group=groups.get(weight.label))
-        norms.extend(scale.norms.tolist())
+        norms.extend(scale.norms)
         for layer, tensor in ((weight.layer, weight.tensor), *((m, t) for _, m, t in weight.others)):
             register = partial(parametrize.register_parametrization, layer, tensor, scale, unsafe=True)
             parametrized(layer, tensor, register)

@@ -180,8 +180,7 @@ def _require_fit(optimizer: Optimizer, model: nn.Module, held: set[int]) -> None
         if name.endswith(".original0") and parameter.requires_grad and id(parameter) not in held:
             raise ConfigurationError(
                 f"convert_optimizer: {name} is a new parameter, which weight norm made in place of the "
-                "weight "
-                "that the optimizer holds; make the optimizer anew, from em.param_groups(model, lr)"
+                "weight that the optimizer holds; make the optimizer anew, from em.param_groups(model, lr)"
             )
 
 

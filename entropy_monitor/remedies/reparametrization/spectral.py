@@ -40,13 +40,14 @@ class SpectralScale(nn.Module):
         preserve: γ = σ(W), so that Ŵ = W; otherwise γ = 1.
         learn: whether γ is a parameter.
         group: which group each line belongs to, `[rows, 1]` for rows or `[1, columns]` for columns; None for
-        one.
+            one.
 
     Attributes:
         gamma: `[groups]`, float32 (float64 for float64 weights); a DTensor where the weight is one, so that
             an optimizer may treat them together.
         u: left singular vector `[rows]`; `[groups, rows]` where columns are grouped.
         v: right singular vector `[columns]`; `[groups, columns]` where rows are grouped.
+        norms: spectral norms that the groups had when this was made.
         stepped: when an optimizer's step was last followed, -1 for never; see `stepping`.
         serial: place in the order in which they were made.
         waits: whether the next forward in training has to follow the weight.
@@ -65,7 +66,7 @@ class SpectralScale(nn.Module):
         self.register_buffer("u", u)
         self.register_buffer("v", v)
         self.register_buffer("group", group)
-        self.norms = sigma.clone()
+        self.norms = tuple(sigma.tolist())
         gamma = sigma if preserve else torch.ones_like(sigma)
         if learn:
             gamma = copied_beside(weight, gamma) if is_sharded(weight) else gamma
@@ -217,6 +218,8 @@ class SpectralScale(nn.Module):
             made._seen = None if weight is None else (weakref.ref(weight), _version(weight))
             stepping.follow(made)
         made.stepped = -1
+        if made.is_learned:
+            setattr(made.gamma, MARK, True)
         return made
 
     def __getstate__(self) -> dict[str, Any]:
