@@ -88,7 +88,8 @@ def sigma_reparam(
     if gamma == "one":
         logger.warning(
             "entropy-monitor: gamma='one' set the spectral norm of %d weights to 1 (they had %s to %s): the "
-            "model computes another function now. That is the recipe for training from scratch; for a trained "
+            "model computes another function now. That is the recipe for training from scratch; for a "
+            "trained "
             "model give gamma='preserve'",
             len(selection.weights),
             number(min(norms)),
