@@ -54,6 +54,8 @@ _EVIDENCE = {
     "sigma_qk_at_start": "σ(W_K W_Qᵀ) at the start",
     "sigma_qk_growth": "σ(W_K W_Qᵀ) / its first value",
     "grad_linf": "largest attention gradient",
+    "grad_linf_at_start": "largest attention gradient at the start",
+    "grad_linf_growth": "largest attention gradient / its first value",
     "grad_l2": "norm of the attention gradient",
     "update_sigma": "σ of the last update",
     "update_entropy": "spectral entropy of the last update (nats)",

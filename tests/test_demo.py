@@ -40,9 +40,9 @@ def test_the_cured_run_is_sound_at_the_same_learning_rate(demo: Demo) -> None:
     cured = load_run(demo.folder / "cured")
     assert cured.alerts.empty
     assert not cured.problems
-    heads = cured.heads
-    share = (heads["entropy"] / heads["max_entropy"]).groupby(heads["layer_index"]).min()
-    assert share[0] > 0.5
+    last = cured.heads[cured.heads["step"] == cured.heads["step"].max()]
+    share = (last["entropy"] / last["max_entropy"]).groupby(last["layer_index"]).mean()
+    assert share[0] > 0.5  # where the same rate collapses it to nothing
     assert cured.loss.iloc[-10:].mean() < 0.5 * load_run(demo.folder / "too-fast").loss.iloc[-10:].mean()
     recipes = {recipe.name: recipe for recipe in RECIPES}
     assert (recipes["cured"].learning_rate, recipes["cured"].warmup) == (
