@@ -6,6 +6,7 @@ weights that are split over processes as DTensors exchange two sums of vectors, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,21 +36,44 @@ def iterate(pairs: Sequence[Pair]) -> None:
         pairs: each with its weight; DTensors in the same order on every process.
     """
     split: list[Pair] = []
+    here: list[Pair] = []
     alike: dict[Any, list[Pair]] = {}
     for scale, weight in pairs:
         if is_sharded(weight):
             split.append((scale, weight))
         elif scale.group is not None:
             _step_groups(scale, weight)
-        elif weight.device.type != "cpu" and weight.nbytes <= _SMALL:
+        elif weight.device.type == "cpu":
+            here.append((scale, weight))
+        elif weight.nbytes <= _SMALL:
             alike.setdefault((weight.shape, weight.dtype, weight.device), []).append((scale, weight))
         else:
             _step(scale, weight)
+    _step_here(here)
     for together in alike.values():
         for chunk in _chunks(together):
             _step_stacked(chunk)
     if split:
         _step_split(split)
+
+
+def _step_here(pairs: Sequence[Pair]) -> None:
+    """On the CPU: both products while the weight is in the cache, and norms that can be looked at."""
+    if not pairs:
+        return
+    us, vs = [], []
+    with exact(pairs[0][1].device):
+        for scale, weight in pairs:
+            w = weight.flatten(1).to(working_dtype(weight))
+            us.append(torch.mv(w, scale.v.to(w.dtype)))
+            vs.append(torch.mv(w.t(), us[-1]))
+    norms = torch._foreach_norm(us + vs)
+    if all(0 < float(norm) < math.inf for norm in norms):
+        buffers = [s.u for s, _ in pairs] + [s.v for s, _ in pairs]
+        torch._foreach_copy_(buffers, torch._foreach_div(us + vs, norms))
+    else:
+        for scale, weight in pairs:
+            _step(scale, weight)
 
 
 def _step(scale: SpectralScale, weight: Tensor) -> None:
