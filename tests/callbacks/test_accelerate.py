@@ -216,6 +216,8 @@ def test_a_tracker_that_raises_does_no_harm(tmp_path: Path) -> None:
     del loop.accelerator.trackers[0].writer
     loop.train()
     assert [r.step for r in loop.reports] == list(range(BATCHES))
+    assert loop.monitor is not None
+    loop.monitor.close()
 
 
 BAD: list[dict[str, Any]] = [
