@@ -89,11 +89,6 @@ def shard_of(weight: Tensor) -> Shard | None:
         return _shard(*origin)
 
 
-def part_of(tensor: Any) -> Shard:
-    """Which part of a DTensor this process holds, where it is split as `torch.chunk` splits."""
-    return _shard(tensor.device_mesh, tensor.placements, tensor.shape)
-
-
 def splits_inputs(weight: Tensor, shard: Shard) -> bool:
     """Whether a process holds only some of the input features of a `[out, in]` weight."""
     whole = weight if weight._base is None else weight._base

@@ -14,7 +14,7 @@ from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.hooks import module_names
 from entropy_monitor.hooks.structure import attention_owners, is_within, whole_model
 from entropy_monitor.remedies.float32_operands import Float32Operands
-from entropy_monitor.remedies.selection import Layers
+from entropy_monitor.remedies.selection import Layers, as_patterns, shown
 
 _REMEDY = "fp32_attention"
 _KERNELS = ("flash", "flex", "paged")
@@ -142,16 +142,9 @@ def _chosen(model: nn.Module, layers: Layers, names: dict[nn.Module, str]) -> di
     if callable(layers):
         found = {module: name for module, name in names.items() if layers(name, module)}
         if not found:
-            chooser = getattr(layers, "__name__", layers)
-            raise ConfigurationError(f"{_REMEDY}: layers={chooser!r} chose no module of {kind}")
+            raise ConfigurationError(f"{_REMEDY}: layers={shown(layers)} chose no module of {kind}")
         return found
-    patterns = (layers,) if isinstance(layers, str) else layers
-    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) for p in patterns):
-        raise ConfigurationError(
-            f"{_REMEDY}: layers must be 'attention', a name pattern or a list of them, or a function of "
-            "name and module, "
-            f"got {layers!r}"
-        )
+    patterns = as_patterns(layers, _REMEDY)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names.values()):
             owned = attention_owners(model)

@@ -6,9 +6,9 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.hooks import module_names
-from entropy_monitor.hooks.structure import attention_owners, is_within, whole_model
+from entropy_monitor.hooks.structure import whole_model
 from entropy_monitor.measures._precision import exact
-from entropy_monitor.remedies.selection import Layers
+from entropy_monitor.remedies.selection import Layers, chooser, shown
 from entropy_monitor.remedies.wrapping import require_unwrapped
 from entropy_monitor.undisturbed import unchanged
 
@@ -110,23 +110,23 @@ def remove_layer_norms(model: nn.Module, layers: Layers = "all") -> nn.Module:
     require_unwrapped(model, _REMEDY, "which counts on the parameters that would go")
     names = module_names(model)
     norms = [module for module in names if is_layer_norm(module)]
-    wanted = _predicate(model, layers, [names[norm] for norm in norms])
+    labels = [names[norm] for norm in norms]
+    nothing = partial(_nothing, model, labels)
+    wanted = chooser(model, layers, _REMEDY, labels, nothing)
     chosen = [norm for norm in norms if wanted(names[norm], norm)]
     if not chosen:
-        raise ConfigurationError(_nothing(model, layers, [names[norm] for norm in norms]))
+        raise ConfigurationError(nothing(layers))
     roots = whole_model(model)
     for norm in chosen:
         if norm is model or names[norm] in roots:
             raise ConfigurationError(
                 f"{_REMEDY}: the model is itself a norm ({type(norm).__name__}), and nothing around it "
-                "could take "
-                "another layer in its place; give the model that it is part of"
+                "could take another layer in its place; give the model that it is part of"
             )
         if reason := _does_more(norm):
             raise ConfigurationError(
                 f"{_REMEDY}: {names[norm]} ({type(norm).__name__}) cannot be replaced by the identity: "
-                f"{reason}. "
-                "Leave it out: layers=lambda name, module: …"
+                f"{reason}. Leave it out: layers=lambda name, module: …"
             )
     replacements = {norm: RemovedNorm(norm) for norm in chosen}
     for module in list(model.modules()):
@@ -241,35 +241,12 @@ def _is_bare(layer: nn.Module) -> bool:
     return any(isinstance(child, RemovedNorm) for child in layer.children())
 
 
-def _predicate(model: nn.Module, layers: Layers, names: Sequence[str]) -> Callable[[str, nn.Module], bool]:
-    if callable(layers):
-        return layers
-    if isinstance(layers, str) and layers == "all":
-        return lambda name, module: True  # noqa: ARG005
-    if isinstance(layers, str) and layers == "attention":
-        owners, roots = attention_owners(model), whole_model(model)
-        return lambda name, module: any(is_within(name, owner, roots) for owner in owners)  # noqa: ARG005
-    patterns = (layers,) if isinstance(layers, str) else layers
-    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) for p in patterns):
-        raise ConfigurationError(
-            f"{_REMEDY}: layers must be 'all', 'attention', a name pattern or a list of them, or a "
-            "function of name "
-            f"and module, got {layers!r}"
-        )
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigurationError(_nothing(model, pattern, names))
-    return lambda name, module: any(fnmatchcase(name, p) for p in patterns)  # noqa: ARG005
-
-
-def _nothing(model: nn.Module, layers: Layers, names: Sequence[str]) -> str:
+def _nothing(model: nn.Module, names: Sequence[str], layers: Layers) -> str:
     kind = type(model).__name__
     if not names:
         if any(isinstance(module, RemovedNorm) for module in model.modules()):
             return f"{_REMEDY}: the layer norms of {kind} were removed before"
         return f"{_REMEDY}: {kind} has no nn.LayerNorm, nn.RMSNorm or class named like them"
     near = difflib.get_close_matches(layers, names, 3, 0.4) if isinstance(layers, str) else []
-    shown = getattr(layers, "__name__", repr(layers)) if callable(layers) else repr(layers)
-    return (
-        f"{_REMEDY}: layers={shown} matches no layer norm of {kind}; it has {', '.join(near or names[:5])}, …"
-    )
+    some = ", ".join(near or names[:5])
+    return f"{_REMEDY}: layers={shown(layers)} matches no layer norm of {kind}; it has {some}, …"

@@ -127,8 +127,7 @@ def _find(model: nn.Module, names: dict[nn.Module, str]) -> list[nn.Module]:
     first = ", ".join(list(outside.values())[:5]) or "none"
     raise ConfigurationError(
         f"{_REMEDY}: no layer of {type(model).__name__} looks like a patch embedding; say which it is: "
-        "name=… (its "
-        f"first linear layers and convolutions: {first})"
+        f"name=… (its first linear layers and convolutions: {first})"
     )
 
 
@@ -157,6 +156,5 @@ def _require_freezable(model: nn.Module, layer: nn.Module, name: str) -> None:
         if shared and other not in within:
             raise ConfigurationError(
                 f"{_REMEDY}: the weight of {name} is also {label}.{shared[0]}, which would be frozen with "
-                "it; untie "
-                "them first"
+                "it; untie them first"
             )

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -57,9 +58,11 @@ class LayerWeight:
         """The weight's qualified name."""
         return f"{self.name}.{self.tensor}" if self.name else self.tensor
 
-    def matrix(self, weight: Tensor | None = None) -> Tensor:
+    def matrix(self) -> Tensor:
         """The weight as `[out, in]`, a view."""
-        return as_matrix(self.value if weight is None else weight, self.form)
+        if self.form == "kernel":
+            return self.value.flatten(1)
+        return self.value.t() if self.form == "transposed" else self.value
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,6 @@ class Selection:
 
     weights: tuple[LayerWeight, ...]
     left: dict[str, str]
-
-
-def as_matrix(weight: Tensor, form: Form) -> Tensor:
-    """A weight as `[out, in]`, a view of it."""
-    if form == "kernel":
-        return weight.flatten(1)
-    return weight.t() if form == "transposed" else weight
 
 
 def select_weights(
@@ -110,7 +106,8 @@ def select_weights(
     """
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"{remedy}: model must be a torch.nn.Module, got {type(model).__name__}")
-    wanted = _predicate(model, layers, remedy)
+    names = [name for layer, name in module_names(model).items() if is_known_kind(layer)]
+    wanted = chooser(model, layers, remedy, names, partial(_nothing, model, remedy, names))
     sharers = _sharers(model)
     chosen: list[LayerWeight] = []
     left: dict[str, str] = {}
@@ -129,20 +126,20 @@ def select_weights(
                 _require_finite(weight, remedy)
             others = tuple(s for s in sharers.get(id(weight.value), ()) if s[1] is not layer)
             if others and not tied:
-                names = ", ".join(other for other, *_ in others)
-                left[weight.label] = f"its weight is tied to that of {names}; tied=True takes it"
+                holders = ", ".join(other for other, *_ in others)
+                left[weight.label] = f"its weight is tied to that of {holders}; tied=True takes it"
                 continue
             if id(weight.value) in taken:
                 continue
             taken.add(id(weight.value))
             chosen.append(LayerWeight(name, layer, weight.tensor, weight.form, others, weight.fused))
     if not matched:
-        raise ConfigurationError(_nothing(model, layers, remedy))
+        raise ConfigurationError(_nothing(model, remedy, names, layers))
     if layers == "all":
         left |= dict.fromkeys(_unknown_matrices(model), "in no layer of a kind that is known")
     if not chosen:
         reasons = "; ".join(f"{label}: {why}" for label, why in list(left.items())[:5])
-        raise ConfigurationError(f"{remedy}: layers={_shown(layers)} leaves nothing to do: {reasons}")
+        raise ConfigurationError(f"{remedy}: layers={shown(layers)} leaves nothing to do: {reasons}")
     return Selection(tuple(chosen), left)
 
 
@@ -162,7 +159,25 @@ def is_known_kind(layer: nn.Module) -> bool:
     return next(_weights_of(layer, ""), None) is not None
 
 
-def _predicate(model: nn.Module, layers: Layers, remedy: str) -> Callable[[str, nn.Module], bool]:
+def chooser(
+    model: nn.Module,
+    layers: Layers,
+    remedy: str,
+    names: Sequence[str],
+    nothing: Callable[[Layers], str],
+) -> Callable[[str, nn.Module], bool]:
+    """A choice as a predicate of name and module.
+
+    Args:
+        model: whose layers.
+        layers: the choice.
+        remedy: what is to be done, for errors.
+        names: those that patterns may match.
+        nothing: what to say of a pattern that matches none of them.
+
+    Raises:
+        ConfigurationError: if it is no choice, or part of it matches nothing.
+    """
     if callable(layers):
         return layers
     if isinstance(layers, str) and layers == "all":
@@ -172,40 +187,43 @@ def _predicate(model: nn.Module, layers: Layers, remedy: str) -> Callable[[str, 
         if not owners:
             raise ConfigurationError(
                 f"{remedy}: layers='attention', and no module of {type(model).__name__} looks like "
-                "attention; "
-                "name the layers by patterns: layers=['blocks.*.q_proj', …]"
+                "attention; name the layers by patterns: layers=['blocks.*.q_proj', …]"
             )
         roots = whole_model(model)
         return lambda name, layer: any(  # noqa: ARG005
             name == owner or is_within(name, owner, roots) for owner in owners
         )
+    patterns = as_patterns(layers, remedy)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigurationError(nothing(pattern))
+    return lambda name, layer: any(fnmatchcase(name, p) for p in patterns)  # noqa: ARG005
+
+
+def as_patterns(layers: object, remedy: str) -> tuple[str, ...]:
+    """The name patterns of a choice that is neither a function nor a word; raises if it is none."""
     patterns = (layers,) if isinstance(layers, str) else layers
     if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) for p in patterns):
         raise ConfigurationError(
             f"{remedy}: layers must be 'all', 'attention', a name pattern or a list of them, or a function "
             f"of name and module, got {layers!r}"
         )
-    names = [name for layer, name in module_names(model).items() if is_known_kind(layer)]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigurationError(_nothing(model, pattern, remedy))
-    return lambda name, layer: any(fnmatchcase(name, p) for p in patterns)  # noqa: ARG005
+    return tuple(patterns)
 
 
-def _nothing(model: nn.Module, layers: Layers, remedy: str) -> str:
-    names = [name for layer, name in module_names(model).items() if is_known_kind(layer)]
+def shown(layers: Layers) -> str:
+    """A choice, for errors."""
+    return getattr(layers, "__name__", repr(layers)) if callable(layers) else repr(layers)
+
+
+def _nothing(model: nn.Module, remedy: str, names: Sequence[str], layers: Layers) -> str:
     if not names:
         return f"{remedy}: {type(model).__name__} has no linear layer that could be treated"
     near = difflib.get_close_matches(layers, names, 3, 0.4) if isinstance(layers, str) else []
-    some = near or names[:5]
     return (
-        f"{remedy}: layers={_shown(layers)} matches no linear layer of {type(model).__name__}; "
-        f"it has {', '.join(some)}, …"
+        f"{remedy}: layers={shown(layers)} matches no linear layer of {type(model).__name__}; "
+        f"it has {', '.join(near or names[:5])}, …"
     )
-
-
-def _shown(layers: Layers) -> str:
-    return getattr(layers, "__name__", repr(layers)) if callable(layers) else repr(layers)
 
 
 def _weights_of(layer: nn.Module, name: str) -> Iterator[LayerWeight]:
@@ -251,9 +269,8 @@ def _require_usable(weight: LayerWeight, remedy: str) -> None:
         what = type(layer).__name__ if not isinstance(value, Tensor) else str(value.dtype)
         raise ConfigurationError(
             f"{remedy}: {label} is quantized or not real ({what}); only weights in float64, float32, "
-            "bfloat16 "
-            "and float16 can be treated. Leave the "
-            "layer out with layers=…, or treat the model before it is quantized"
+            "bfloat16 and float16 can be treated. Leave the layer out with layers=…, or treat the model "
+            "before it is quantized"
         )
     if is_lazy(value):
         raise ConfigurationError(

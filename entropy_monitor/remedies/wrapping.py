@@ -30,8 +30,8 @@ def require_unwrapped(model: object, remedy: str, why: str) -> None:
             kinds = {"DistributedDataParallel"}
         if kinds:
             raise ConfigurationError(
-                f"{remedy}: {name} is wrapped by {min(kinds)}, {why}; call {remedy}(model, …) first, then "
-                "wrap"
+                f"{remedy}: {name} is wrapped by {min(kinds)}, {why}; call {remedy}(model, …) first, "
+                "then wrap"
             )
 
 

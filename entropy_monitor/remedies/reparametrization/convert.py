@@ -77,8 +77,7 @@ def sigma_reparam(
     if gamma not in ("one", "preserve"):
         raise ConfigurationError(
             "sigma_reparam: gamma must be 'one' (as in the paper, for training from scratch) or 'preserve' "
-            "(keeps "
-            f"what the model computes), got {gamma!r}"
+            f"(keeps what the model computes), got {gamma!r}"
         )
     require_unwrapped(model, "sigma_reparam", _UNSYNCHRONISED)
     selection = select_weights(model, layers, remedy="sigma_reparam", tied=tied, embeddings=embeddings)
@@ -89,8 +88,7 @@ def sigma_reparam(
         logger.warning(
             "entropy-monitor: gamma='one' set the spectral norm of %d weights to 1 (they had %s to %s): the "
             "model computes another function now. That is the recipe for training from scratch; for a "
-            "trained "
-            "model give gamma='preserve'",
+            "trained model give gamma='preserve'",
             len(selection.weights),
             number(min(norms)),
             number(max(norms)),

@@ -131,8 +131,7 @@ def _require_not_sharded(model: nn.Module, found: Sequence[tuple[nn.Module, str,
     if found and any(isinstance(module, DistributedDataParallel) for module in names):
         raise ConfigurationError(
             "fold: the model is wrapped by DistributedDataParallel, which would lose track of its "
-            "parameters; "
-            "after training give the module within, em.fold(model.module)"
+            "parameters; after training give the module within, em.fold(model.module)"
         )
     wrapped = any(is_fully_sharded(module) for module in names)
     for layer, tensor, kept in found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.remedies.reparametrization import stepping
 from entropy_monitor.remedies.reparametrization.folding import scales_of
-from entropy_monitor.remedies.reparametrization.spectral import MARK
+from entropy_monitor.remedies.reparametrization.spectral import MARK, SpectralScale
 
 # What torch's schedulers keep for each group, and whether it is a learning rate.
 _PER_GROUP = {
@@ -60,7 +60,7 @@ def param_groups(
     given = {"lr": lr, "gamma_lr": gamma_lr, "gamma_weight_decay": gamma_weight_decay}
     decay = {} if weight_decay is None else {"weight_decay": weight_decay}
     _require_not_negative("param_groups", given | decay)
-    gammas = _gammas(model)
+    gammas = [scale.gamma for _, scale in _training(model)]
     apart = {id(gamma) for gamma in gammas}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     groups: list[dict[str, Any]] = [
@@ -124,8 +124,8 @@ def convert_optimizer(
         )
     _drop_folded(optimizer)
     found: dict[int, list[tuple[str, Tensor]]] = {}
-    for name, scale in scales_of(model):
-        if scale.is_learned and scale.gamma.requires_grad and id(scale.gamma) not in held:
+    for name, scale in _training(model):
+        if id(scale.gamma) not in held:
             at = _group_of(optimizer, scale.weight)
             if at is None:
                 logger.warning(
@@ -144,9 +144,11 @@ def convert_optimizer(
     return optimizer
 
 
-def _gammas(model: nn.Module) -> list[Tensor]:
-    scales = (scale for _, scale in scales_of(model))
-    return [s.gamma for s in scales if s.is_learned and s.gamma.requires_grad]
+def _training(model: nn.Module) -> Iterator[tuple[str, SpectralScale]]:
+    """Weights by name whose γ trains."""
+    for name, scale in scales_of(model):
+        if scale.is_learned and scale.gamma.requires_grad:
+            yield name, scale
 
 
 def _group_of(optimizer: Optimizer, weight: Tensor | None) -> int | None:

@@ -42,14 +42,15 @@ def iterate(pairs: Sequence[Pair]) -> None:
         if is_sharded(weight):
             split.append((scale, weight))
         elif scale.group is not None:
-            _step_groups(scale, weight)
+            _step_groups(scale, weight, scale.group)
         elif weight.device.type == "cpu":
             here.append((scale, weight))
         elif weight.nbytes <= _SMALL:
             alike.setdefault((weight.shape, weight.dtype, weight.device), []).append((scale, weight))
         else:
             _step(scale, weight)
-    _step_here(here)
+    if here:
+        _step_here(here)
     for together in alike.values():
         for chunk in _chunks(together):
             _step_stacked(chunk)
@@ -59,8 +60,6 @@ def iterate(pairs: Sequence[Pair]) -> None:
 
 def _step_here(pairs: Sequence[Pair]) -> None:
     """On the CPU: both products while the weight is in the cache, and norms that can be looked at."""
-    if not pairs:
-        return
     us, vs = [], []
     with exact(pairs[0][1].device):
         for scale, weight in pairs:
@@ -96,11 +95,9 @@ def _step_stacked(pairs: Sequence[Pair]) -> None:
     torch._foreach_copy_([s.u for s in scales] + [s.v for s in scales], [*u.unbind(), *v.unbind()])
 
 
-def _step_groups(scale: SpectralScale, weight: Tensor) -> None:
-    if scale.group is None:
-        return
-    by_rows = scale.group.shape[1] == 1
-    index = scale.group.flatten()
+def _step_groups(scale: SpectralScale, weight: Tensor, group: Tensor) -> None:
+    by_rows = group.shape[1] == 1
+    index = group.flatten()
     with exact(weight.device):
         w = weight.flatten(1).to(working_dtype(weight))
         lines = w if by_rows else w.t()
@@ -147,7 +144,7 @@ def _step_whole(scale: SpectralScale, weight: Any) -> None:
     if scale.group is None:
         _step(scale, whole)
     else:
-        _step_groups(scale, whole)
+        _step_groups(scale, whole, scale.group)
 
 
 class _Part:

@@ -58,7 +58,12 @@ class _Scaled(torch.autograd.Function):
         """Ŵ; and σ, u, v as they were used."""
         with _exact(w):
             sigma, u, v = sigma_of(w, u, v, group)
-            return (w.to(sigma.dtype) * _scale(gamma, sigma, group)).to(w.dtype), sigma, u, v
+            return (
+                (w.to(sigma.dtype) * _of_lines(_quotient(gamma, sigma, 1.0), group)).to(w.dtype),
+                sigma,
+                u,
+                v,
+            )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -81,8 +86,8 @@ class _Scaled(torch.autograd.Function):
             by_gamma = _quotient(inner, sigma, 0.0)
             by_w = None
             if ctx.needs_input_grad[0]:
-                by_sigma = -by_gamma * _quotient(gamma, sigma, 0.0)
-                by_w = _plus_outer(wide * _scale(gamma, sigma, group), by_sigma, u, v, group).to(w.dtype)
+                ratio = _quotient(gamma, sigma, 1.0)
+                by_w = _plus_outer(wide * _of_lines(ratio, group), -by_gamma * ratio, u, v, group).to(w.dtype)
             return by_w, by_gamma.to(gamma.dtype), None, None, None
 
 
@@ -98,10 +103,10 @@ class _ScaledEagerly(_Scaled):
             out = torch.zeros_like(w, dtype=sigma.dtype)
             if w_t is not None:
                 wide = w_t.to(sigma.dtype)
-                turned = _quotient(_bilinear(wide, u, v, group), sigma, 0.0)
-                rate = rate - turned * _quotient(gamma, sigma, 0.0)
-                out = wide * _scale(gamma, sigma, group)
-            out = out + w.to(sigma.dtype) * (rate if group is None else rate[group])
+                ratio = _quotient(gamma, sigma, 1.0)
+                rate = rate - _quotient(_bilinear(wide, u, v, group), sigma, 0.0) * ratio
+                out = wide * _of_lines(ratio, group)
+            out = out + w.to(sigma.dtype) * _of_lines(rate, group)
             return out.to(w.dtype), None, None, None
 
 
@@ -135,10 +140,9 @@ def _bilinear(w: Tensor, u: Tensor, v: Tensor, group: Tensor | None) -> Tensor:
     return along.new_zeros(across.shape[0]).index_add(0, index, along * images)
 
 
-def _scale(gamma: Tensor, sigma: Tensor, group: Tensor | None) -> Tensor:
-    """γ/σ, 1 where σ is 0, as `[1]` or as `group` lies."""
-    scale = _quotient(gamma, sigma, 1.0)
-    return scale if group is None else scale[group]
+def _of_lines(x: Tensor, group: Tensor | None) -> Tensor:
+    """A figure of each group beside its lines: `[1]`, or as `group` lies."""
+    return x if group is None else x[group]
 
 
 def _quotient(x: Tensor, sigma: Tensor, instead: float) -> Tensor:

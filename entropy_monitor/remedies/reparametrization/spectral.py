@@ -90,7 +90,8 @@ class SpectralScale(nn.Module):
     @property
     def weight(self) -> Tensor | None:
         """W of the layer that this is part of; None where that is gone."""
-        return None if self.holder is None else self.holder.original
+        holder = self.holder
+        return None if holder is None else holder.original
 
     @property
     def holder(self) -> Any:

@@ -42,7 +42,7 @@ def forget(scale: SpectralScale) -> None:
 
 def followed() -> list[SpectralScale]:
     """All that are part of a layer, in the order in which they were made."""
-    return sorted((s for s in _live if s.weight is not None), key=lambda s: s.serial)
+    return sorted((s for s in _live if s.holder is not None), key=lambda s: s.serial)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG001
@@ -60,9 +60,10 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: 
     began = _began.get(optimizer, 0)
     due = []
     for scale in followed():  # the same order on every process
-        weight = scale.weight
-        in_flat = id(scale.holder) in flattened
-        if weight is None or not (in_flat or id(weight) in mine) or scale.stepped >= began:
+        holder = scale.holder
+        weight = holder.original
+        in_flat = id(holder) in flattened
+        if not (in_flat or id(weight) in mine) or scale.stepped >= began:
             continue
         if in_flat or weight.dim() < 2:  # FSDP1 has flattened it: the next forward will have it whole
             scale.waits = True
