@@ -177,6 +177,6 @@ def _pool_keys(maps: Tensor) -> Tensor:
     keys = maps.shape[-1]
     if keys <= EVIDENCE_SIZE:
         return maps
-    block = torch.arange(keys, device=maps.device) * EVIDENCE_SIZE // keys
-    pooled = maps.new_zeros(*maps.shape[:-1], EVIDENCE_SIZE)
-    return pooled.index_add_(-1, block, maps)
+    ends = torch.arange(1, EVIDENCE_SIZE + 1, device=maps.device) * keys // EVIDENCE_SIZE - 1
+    upto = maps.cumsum(-1).index_select(-1, ends)
+    return upto.diff(dim=-1, prepend=torch.zeros_like(upto[..., :1]))

@@ -18,9 +18,8 @@ def blocks(
     """Cut all (sequence, query head, row) triples into blocks, the largest that fit.
 
     A block holds whole groups of query heads that share one key head, or lies within one such
-    group: either way its keys are used without repeating them. A single row of one head is never
-        cut, so a limit below what that
-    needs is exceeded.
+    group: either way its keys are used without repeating them. A single row of one head is never cut,
+    so a limit below what that needs is exceeded.
 
     Args:
         batch: number of sequences B.

@@ -2,36 +2,100 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.nn import functional as F
 
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.measures import masks
 from entropy_monitor.measures._blocks import blocks
-from entropy_monitor.measures._precision import matmul, working_dtype
+from entropy_monitor.measures._precision import matmul, on_host, products_round, working_dtype
 
-TEMPORARIES = 8  # of a logit's size, live at once while one block is made and reduced
+TEMPORARIES = 4  # of a logit's size, live at once while one block is made and reduced
 _MODIFYING = 16  # of them more, where something else modifies logits: it may keep indices of 8 bytes
+_ON_HOST = 2  # on the CPU, where they are made in the same memory again
+_CACHE = 2**23  # bytes of a block there: what is read again and again should not leave the caches
+_ROWS = 64  # of a causal block there: rows need no keys behind the last of them
+_ROWS_ELSEWHERE = 1024
+
+HIDDEN = -1e38
+"""What stands for a hidden logit: its exponential is 0, and unlike -inf it has a product with 0."""
 
 Modify = Callable[[Tensor, slice, slice, Tensor], tuple[Tensor, Tensor | None]]
 
 
-class Block(NamedTuple):
-    """Logits of some sequences, query heads and rows.
+class Cover:
+    """Which keys are hidden from the rows of a block.
 
-    `hidden` (True = the softmax does not see this key) and `bias` (the additive mask) keep
-    broadcast dimensions; None means that nothing is hidden, or nothing added. Hidden logits are
-    -inf.
+    Attributes:
+        hidden: boolean, True = the softmax does not see this key; broadcastable to `logits[..., first:]`.
+        first: the keys before it are seen by all rows.
+    """
+
+    def __init__(self, hidden: Tensor, first: int = 0) -> None:
+        self.hidden = hidden
+        self.first = first
+
+    @functools.cached_property
+    def visible(self) -> Tensor:
+        """1 for keys that are seen, 0 for others: on the CPU a product takes a tenth of a choice's time."""
+        return (~self.hidden).float()
+
+    @functools.cached_property
+    def added(self) -> Tensor:
+        """What hides keys when it is added to their logits."""
+        return self.hidden.float() * HIDDEN
+
+    def counts(self, num_keys: int, dtype: torch.dtype) -> Tensor:
+        """Keys of `num_keys` that each row sees, `[b or 1, h or 1, r or 1, 1]`."""
+        each_stands_for = (num_keys - self.first) // self.hidden.shape[-1]  # where it is broadcast over keys
+        return (~self.hidden).sum(-1, keepdim=True, dtype=dtype) * each_stands_for + self.first
+
+
+class Block(NamedTuple):
+    """Logits of some sequences, query heads and rows, over the first keys: rows see none of the others.
+
+    Attributes:
+        place: which sequences, heads and rows these are.
+        logits: `[b, h, r, n]`, free to be overwritten; those that are hidden are at most `HIDDEN / 2`.
+        cover: which keys are hidden; None means that none is.
+        bias: the additive mask or what else was added, broadcastable; None where nothing is.
     """
 
     place: tuple[slice, slice, slice]
     logits: Tensor
-    hidden: Tensor | None
+    cover: Cover | None
     bias: Tensor | None
+
+
+class Scratch(threading.local):
+    """Memory that one block after the other is made in.
+
+    On the CPU it is kept for the next call: to get fresh pages from the system takes longer than to use them.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def like(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """An uninitialised contiguous tensor of a shape, in the dtype and on the device of `x`."""
+        count = math.prod(shape)
+        kept = on_host(x) and count * x.element_size() <= _CACHE
+        if not kept or peek_interpreter_stack() is not None:  # what torch.func captured may not be written to
+            return x.new_empty(shape)
+        if self._memory is None or self._memory.dtype != x.dtype or len(self._memory) < count:
+            self._memory = x.new_empty(count)
+        return self._memory[:count].view(shape)
+
+
+_made = Scratch()
 
 
 def logit_blocks(
@@ -45,40 +109,40 @@ def logit_blocks(
     rows: Tensor | None,
     max_bytes: int,
     modify: Modify | None = None,
+    by_adding: bool = False,
 ) -> Iterator[Block]:
-    """Yield `modify(cap(scale · q kᵀ)) + mask` of the chosen rows; arguments are `row_statistics`' own."""
+    """Yield `modify(cap(scale · q kᵀ)) + mask` of the chosen rows; arguments are `row_statistics`' own.
+
+    A block's logits are overwritten by the next. With `by_adding` logits are hidden by a sum, which takes
+    a tenth of the time on the CPU; what is not finite then shows through.
+    """
     B, H, Tq, D = q.shape
-    Hk, Tk = k.shape[1], k.shape[2]
+    Tk = k.shape[2]
     dtype = working_dtype(q, k)
-    size = dtype.itemsize
     scale = D**-0.5 if scale is None else scale
+    factor = scale if softcap is None else scale / softcap
+    # bfloat16 values go unrounded through products of any precision.
+    splits = dtype != torch.float64 and products_round() and not q.dtype == k.dtype == torch.bfloat16
     two_valued = None
     if mask is not None:
         mask = masks.as_four_dimensions(mask, (B, H, Tq, Tk))
         if mask.dtype != torch.bool:
             two_valued = masks.is_two_valued(mask, max_bytes)
-    R = Tq if rows is None else rows.shape[0]
-    group = H // Hk
-    for place in blocks(
-        B,
-        H,
-        R,
-        group=group,
-        row_bytes=max(1, size * ((TEMPORARIES + (_MODIFYING if modify else 0)) * Tk + 2 * D)),
-        head_bytes=min(4 * size * Tk * D, max_bytes // 4),
-        max_bytes=max_bytes,
-    ):
+    if k.numel() * dtype.itemsize <= max_bytes // 4:
+        k = k.to(dtype)
+    group = H // k.shape[1]
+    cuts = is_causal and rows is None  # rows see no key behind the last of them
+    height = (_ROWS if on_host(q) else _ROWS_ELSEWHERE) if cuts else Tq
+    future = _Future(min(Tq, height) if cuts else 0, q.device)
+    for place, n in _places(q, k, rows, cuts, height, modify is not None, dtype, max_bytes):
         b, h, r = place
         chosen = r if rows is None else rows[r]
         heads = slice(h.start // group, (h.stop - 1) // group + 1)
         q_block = q[b, h]
         q_block = q_block[:, :, chosen] if isinstance(chosen, slice) else q_block.index_select(2, chosen)
-        logits = _product(q_block, k[b, heads], dtype, max_bytes // 8)
-        # Not into q: scaled, bfloat16 values would no longer fit a product of reduced precision.
-        if softcap is None:
-            logits.mul_(scale)
-        else:
-            logits.mul_(scale / softcap).tanh_().mul_(softcap)
+        logits = _product(q_block, k[b, heads, :n], factor, splits, dtype, max_bytes // 8)
+        if softcap is not None:
+            logits.tanh_().mul_(softcap)
         hidden: Tensor | None = None
         bias: Tensor | None = None
         if modify is not None:
@@ -88,43 +152,106 @@ def logit_blocks(
                 bias = logits - plain
         if mask is not None:
             part = masks.cut(mask, b, h, chosen)
+            part = part[..., :n] if part.shape[-1] > 1 else part
             by_mask = masks.hidden(part, two_valued)
             hidden = by_mask if hidden is None else hidden | by_mask
             if part.dtype != torch.bool:
                 added = part.to(dtype)
+                logits.add_(added.masked_fill(by_mask, 0.0) if by_adding else added)
                 bias = added if bias is None else bias + added
-                logits.add_(added)
+        cover = None if hidden is None else Cover(hidden)
         if is_causal:
-            future = _future(chosen, Tk, q.device)
-            hidden = future if hidden is None else hidden | future
-        if hidden is not None:
-            logits.masked_fill_(hidden, -math.inf)
-        yield Block(place, logits, hidden, bias)
+            cover = _chosen_future(rows[r], n, cover) if rows is not None else future.of(r, n, cover)
+        if cover is not None:
+            part = logits[..., cover.first :]
+            if by_adding:
+                part.add_(cover.added)
+            else:
+                part.masked_fill_(cover.hidden, HIDDEN)
+        yield Block(place, logits, cover, bias)
 
 
-def _product(q: Tensor, k: Tensor, dtype: torch.dtype, max_bytes: int) -> Tensor:
-    """`q [b, h, r, D] · k [b, g, Tk, D]ᵀ` in dtype; a key head serves h / g query heads."""
+def _places(
+    q: Tensor,
+    k: Tensor,
+    rows: Tensor | None,
+    cuts: bool,
+    height: int,
+    modified: bool,
+    dtype: torch.dtype,
+    max_bytes: int,
+) -> Iterator[tuple[tuple[slice, slice, slice], int]]:
+    """Blocks, each with the number of keys that its rows may see."""
+    B, H, Tq, D = q.shape
+    Hk, Tk = k.shape[1], k.shape[2]
+    host = on_host(q)
+    temporaries = (_ON_HOST if host else TEMPORARIES) + (_MODIFYING if modified else 0)
+    if host:
+        max_bytes = min(max_bytes, _CACHE * (4 if modified else 1))
+    R = Tq if rows is None else rows.shape[0]
+    for first in range(0, R, height) if cuts else (0,):
+        last = min(first + height, R) if cuts else R
+        n = min(Tk, last) if cuts else Tk
+        for b, h, r in blocks(
+            B,
+            H,
+            last - first,
+            group=H // Hk,
+            row_bytes=max(1, dtype.itemsize * (temporaries * n + 2 * D)),
+            head_bytes=0 if k.dtype == dtype else min(4 * dtype.itemsize * n * D, max_bytes // 4),
+            max_bytes=max_bytes,
+        ):
+            yield (b, h, slice(first + r.start, first + r.stop)), n
+
+
+class _Future:
+    """Keys behind the diagonal, which starts at the upper left as in SDPA, of blocks of rows."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._square = torch.ones(rows, rows, dtype=torch.bool, device=device).triu(1)[None, None]
+        self._covers: dict[tuple[int, int], Cover] = {}
+
+    def of(self, rows: slice, n: int, cover: Cover | None) -> Cover | None:
+        """Joined with what is hidden anyway."""
+        first = min(rows.start, n)
+        size = (rows.stop - rows.start, n - first)
+        if size[1] == 0:
+            return cover
+        if cover is not None:
+            hidden = F.pad(self._square[..., : size[0], : size[1]], (first, 0))
+            return Cover(cover.hidden | hidden)
+        if size not in self._covers:
+            self._covers[size] = Cover(self._square[..., : size[0], : size[1]])
+        known = self._covers[size]
+        known.first = first
+        return known
+
+
+def _chosen_future(rows: Tensor, n: int, cover: Cover | None) -> Cover:
+    hidden = (torch.arange(n, device=rows.device) > rows[:, None])[None, None]
+    return Cover(hidden if cover is None else cover.hidden | hidden)
+
+
+def _product(q: Tensor, k: Tensor, factor: float, splits: bool, dtype: torch.dtype, max_bytes: int) -> Tensor:
+    """`factor · q [b, h, r, D] · k [b, g, n, D]ᵀ` in dtype; a key head serves h / g query heads."""
     b, h, r, D = q.shape
-    g, Tk = k.shape[1], k.shape[2]
-    # bfloat16 values go through products of any precision unrounded.
-    multiply = torch.matmul if q.dtype == k.dtype == torch.bfloat16 else matmul
-    q = q.to(dtype).reshape(b * g, h // g * r, D)
+    g, n = k.shape[1], k.shape[2]
+    q = q.to(dtype)
+    logits = _made.like(q, (b, g, h // g * r, n))
     # Keys are cast up piece by piece: of 100k keys the float32 copy would be the largest temporary.
-    step = max(1, max_bytes // max(1, b * g * D * dtype.itemsize))
-    if step >= Tk:
-        logits = multiply(q, k.to(dtype).reshape(b * g, Tk, D).mT)
-    else:
-        logits = q.new_empty(b * g, h // g * r, Tk)
-        for t in range(0, Tk, step):
-            piece = k[:, :, t : t + step].to(dtype).reshape(b * g, -1, D)
-            logits[:, :, t : t + step] = multiply(q, piece.mT)
-    return logits.view(b, h, r, Tk)
-
-
-def _future(rows: slice | Tensor, Tk: int, device: torch.device) -> Tensor:
-    """`[1, 1, r, Tk]`: keys behind the diagonal, which starts at the upper left as in SDPA."""
-    keys = torch.arange(Tk, device=device)
-    return (keys > _indices(rows, device)[:, None])[None, None]
+    step = n if k.dtype == dtype else max(1, max_bytes // max(1, g * D * dtype.itemsize))
+    for i in range(b):  # products of one sequence take q and k as they lie in memory
+        queries = q[i].reshape(g, h // g * r, D)
+        for t in range(0, n, max(1, step)):
+            keys, into = k[i, :, t : t + step].to(dtype).mT, logits[i, :, :, t : t + step]
+            # The factor not into q: scaled, bfloat16 values no longer fit a product of reduced precision.
+            if splits:
+                into.copy_(matmul(queries, keys)).mul_(factor)
+            elif step >= n:
+                torch.baddbmm(into, queries, keys, beta=0, alpha=factor, out=into)
+            else:
+                into.copy_(torch.bmm(queries, keys)).mul_(factor)
+    return logits.view(b, h, r, n)
 
 
 def _indices(rows: slice | Tensor, device: torch.device) -> Tensor:

@@ -25,6 +25,11 @@ def exact(device: torch.device) -> torch.autocast:
     return torch.autocast(kind, enabled=False)
 
 
+def on_host(x: Tensor) -> bool:
+    """Whether values may be looked at: on the CPU nobody waits for a device, and no compiler is at work."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` to the full accuracy of float32, also where the process lets such products round.
 

@@ -8,7 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from entropy_monitor.measures._logits import Block
+from entropy_monitor.measures._logits import Block, Cover, Scratch
+from entropy_monitor.measures._precision import on_host
+
+_SHARP = 2.0**-7  # below it a rest that was summed with the 1 is known to less than 5 digits
+_VANISHING = -87.0  # the exponential of it is the smallest that float32 holds with all digits
+
+_exponentials = Scratch()
 
 
 class RowStatistics(NamedTuple):
@@ -39,58 +45,93 @@ def without_keys(like: Tensor, num_rows: int, dtype: torch.dtype) -> RowStatisti
     return RowStatistics(*(like.new_full(shape, value, dtype=dtype) for value in fill))
 
 
-def reduce_block(block: Block, out: RowStatistics) -> None:
-    """Write the statistics of a block's rows into their place in `out`, overwriting the block's logits."""
-    u, hidden, place = block.logits, block.hidden, block.place
-    num_keys = u.shape[-1]
-    if num_keys == 0:
+class Reduction:
+    """Takes blocks of logits, and gives what is kept of each row.
+
+    Args:
+        like: the result's dtype and device are its own, its first two dimensions B and H.
+        num_rows: rows of each head.
+        dtype: of the result.
+    """
+
+    def __init__(self, like: Tensor, num_rows: int, dtype: torch.dtype) -> None:
+        self._out = without_keys(like, num_rows, dtype)
+        self._rest = torch.zeros_like(self._out.entropy)
+        self._weighted = torch.zeros_like(self._out.entropy)
+
+    def add(self, block: Block) -> None:
+        """Reduce a block, overwriting its logits."""
+        t, place, cover = block.logits, block.place, block.cover
+        num_keys = t.shape[-1]
+        if num_keys == 0:
+            return
+        seen = t.new_full((1,), num_keys) if cover is None else cover.counts(num_keys, t.dtype)
+        max_logit = t.amax(-1, keepdim=True)
+        t.sub_(max_logit)
+        # Exponentials that vanish take ten times as long on a CPU, and so do sums with those that nearly do.
+        e = torch.clamp(t, min=_VANISHING, out=_exponentials.like(t, tuple(t.shape))).exp_()
+        _keep_visible(t, cover)
+        self._rest[place] = _rest_on_host(e) if on_host(t) else _rest(t, e)
+        self._weighted[place] = e.mul_(t).sum(-1)
+        t.sub_(t.sum(-1, keepdim=True) / seen.clamp(min=1))
+        _keep_visible(t, cover)
+        self._out.logit_norm[place] = torch.linalg.vector_norm(t, dim=-1)
+        self._out.num_keys[place] = seen.squeeze(-1)
+        self._out.max_logit[place] = max_logit.squeeze(-1)
+        if block.bias is not None:
+            hidden = None if cover is None else cover.hidden
+            self._out.bias_norm[place] = _bias_norm(block.bias, hidden, num_keys).squeeze(-1)
+
+    def result(self) -> RowStatistics:
+        """The statistics of all rows."""
+        entropy = self._rest.log1p() - self._weighted / (1 + self._rest)
+        entropy = torch.where(entropy.isfinite(), entropy, math.nan)  # a visible -inf is as bad as NaN
+        out, some = self._out, self._out.num_keys > 0
+        return out._replace(
+            entropy=torch.where(some, entropy, 0.0), max_logit=torch.where(some, out.max_logit, -math.inf)
+        )
+
+
+def _rest(t: Tensor, e: Tensor) -> Tensor:
+    """`Σ e` without the largest, which is 1, `[b, h, r]`; of several largest one is left out.
+
+    With it l = 1 + rest: adding the 1 first would round away all digits of a rest below 1e-7.
+    """
+    rest: Tensor = e.scatter(-1, t.argmax(-1, keepdim=True), 0.0).sum(-1)
+    return rest
+
+
+def _rest_on_host(e: Tensor) -> Tensor:
+    """The same, looking for the largest only in rows so sharp that the sum has lost digits."""
+    rest: Tensor = e.sum(-1) - 1
+    sharp = (rest < _SHARP).flatten().nonzero()[:, 0]
+    if sharp.numel():
+        rows = e.flatten(0, -2).index_select(0, sharp)
+        rows.scatter_(-1, rows.argmax(-1, keepdim=True), 0.0)
+        rest.view(-1)[sharp] = rows.sum(-1)
+    return rest
+
+
+def _keep_visible(values: Tensor, cover: Cover | None) -> None:
+    """Zero at hidden keys, in place."""
+    if cover is None:
         return
-    max_logit, argmax = u.max(-1, keepdim=True)
-    seen = _count(hidden, num_keys, max_logit)
-    t = _keep_visible(u.sub_(max_logit), hidden)
-    e = _keep_visible(t.exp(), hidden)
-    # A visible -inf makes 0 · -inf here, so that it shows as NaN as +inf and NaN do.
-    weighted = (e * t).sum(-1, keepdim=True)
-    # l = 1 + rest: adding the 1 first would round away all digits of a rest below 1e-7.
-    rest = e.scatter_(-1, argmax, 0.0).sum(-1, keepdim=True)
-    entropy = rest.log1p() - weighted / (1 + rest)
-
-    mean = t.sum(-1, keepdim=True) / seen.clamp(min=1)
-    logit_norm = _norm(_keep_visible(t.sub_(mean), hidden))
-
-    out.entropy[place] = torch.where(seen > 0, entropy, 0.0).squeeze(-1)
-    out.num_keys[place] = seen.squeeze(-1)
-    out.max_logit[place] = max_logit.squeeze(-1)
-    out.logit_norm[place] = logit_norm.squeeze(-1)
-    if block.bias is not None:
-        out.bias_norm[place] = _bias_norm(block.bias, hidden, num_keys).squeeze(-1)
-
-
-def _count(hidden: Tensor | None, num_keys: int, like: Tensor) -> Tensor:
-    """Visible keys of each row, in the shape and dtype of `like`."""
-    if hidden is None:
-        return torch.full_like(like, num_keys)
-    each_stands_for = num_keys // hidden.shape[-1]  # all, where the mask is broadcast over keys
-    visible = (~hidden).sum(-1, keepdim=True, dtype=like.dtype)
-    return (visible * each_stands_for).expand_as(like)
+    part = values[..., cover.first :]
+    if on_host(values):
+        part.mul_(cover.visible)
+    else:
+        part.masked_fill_(cover.hidden, 0.0)
 
 
 def _bias_norm(bias: Tensor, hidden: Tensor | None, num_keys: int) -> Tensor:
     """`‖b - mean(b)‖₂` over visible keys, `[b or 1, h or 1, r or 1, 1]`."""
     bias = bias.expand(*bias.shape[:-1], num_keys)
     if hidden is None:
-        return _norm(bias - bias.mean(-1, keepdim=True))
-    hidden = hidden.expand(*hidden.shape[:-1], num_keys)
-    b = torch.where(hidden, 0.0, bias)
-    mean = b.sum(-1, keepdim=True) / _count(hidden, num_keys, b[..., :1]).clamp(min=1)
-    return _norm(_keep_visible(b - mean, hidden))
-
-
-def _keep_visible(values: Tensor, hidden: Tensor | None) -> Tensor:
-    """Zero at hidden keys, in place."""
-    return values if hidden is None else values.masked_fill_(hidden, 0.0)
-
-
-def _norm(values: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+        centred = bias - bias.mean(-1, keepdim=True)
+    else:
+        hidden = hidden.expand(*hidden.shape[:-1], num_keys)
+        b = torch.where(hidden, 0.0, bias)
+        count = (~hidden).sum(-1, keepdim=True, dtype=b.dtype).clamp(min=1)
+        centred = torch.where(hidden, 0.0, b - b.sum(-1, keepdim=True) / count)
+    norm: Tensor = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
     return norm

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.measures._precision import MAX_BYTES
+from entropy_monitor.measures._precision import MAX_BYTES, on_host
 
 _HIDING = -1e9
 _HIDING_LOGIT = -5e8  # a mask's -1e9 plus any logit that a model could have
@@ -80,6 +80,8 @@ def is_two_valued(mask: Tensor, max_bytes: int = MAX_BYTES) -> Tensor:
     for dim, (size, stride) in enumerate(zip(mask.shape, mask.stride(), strict=True)):
         if size > 1 and stride == 0:
             mask = mask.narrow(dim, 0, 1)
+    if on_host(mask) and mask.numel() and not _is_ten_thousand(mask.amin()):
+        return torch.zeros((), dtype=torch.bool, device=mask.device)  # without reading it more than once
     return _only_two_values(mask, max_bytes)
 
 

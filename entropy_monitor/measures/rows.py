@@ -8,6 +8,7 @@ gradients. On an accelerator nothing here waits for the device.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +17,17 @@ from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.measures import masks
 from entropy_monitor.measures._blocks import blocks
 from entropy_monitor.measures._logits import (
+    HIDDEN,
     TEMPORARIES,
     Block,
+    Cover,
     Modify,
     check_operands,
     check_rows,
     logit_blocks,
 )
-from entropy_monitor.measures._precision import MAX_BYTES, exact, working_dtype
-from entropy_monitor.measures._reduction import RowStatistics, reduce_block, without_keys
+from entropy_monitor.measures._precision import MAX_BYTES, exact, on_host, working_dtype
+from entropy_monitor.measures._reduction import Reduction, RowStatistics, without_keys
 
 __all__ = [
     "RowStatistics",
@@ -78,21 +81,29 @@ def row_statistics(
         ConfigurationError: if shapes or dtypes do not fit, or scale or softcap is not usable.
     """
     check_operands(q, k, scale, softcap, rows)
+    options: dict[str, Any] = {
+        "mask": mask,
+        "is_causal": is_causal,
+        "scale": scale,
+        "softcap": softcap,
+        "rows": rows,
+        "max_bytes": max_bytes,
+        "modify": modify,
+    }
+    num_rows = q.shape[-2] if rows is None else rows.shape[0]
+
+    def reduced(by_adding: bool) -> RowStatistics:
+        reduction = Reduction(q, num_rows, working_dtype(q, k))
+        for block in logit_blocks(q, k, **options, by_adding=by_adding):
+            reduction.add(block)
+        return reduction.result()
+
     with exact(q.device):
-        out = without_keys(q, q.shape[-2] if rows is None else rows.shape[0], working_dtype(q, k))
-        for block in logit_blocks(
-            q,
-            k,
-            mask=mask,
-            is_causal=is_causal,
-            scale=scale,
-            softcap=softcap,
-            rows=rows,
-            max_bytes=max_bytes,
-            modify=modify,
-        ):
-            reduce_block(block, out)
-    return out
+        if not on_host(q) or modify is not None:
+            return reduced(by_adding=False)
+        stats = reduced(by_adding=True)
+        # What is not finite may have come from hidden keys.
+        return stats if (stats.entropy.sum() + stats.logit_norm.sum()).isfinite() else reduced(False)
 
 
 @torch.no_grad()
@@ -127,12 +138,16 @@ def row_statistics_from_logits(
     row_bytes = max(1, dtype.itemsize * TEMPORARIES * Tk)
     R = Tq if rows is None else rows.shape[0]
     with exact(logits.device):
-        out = without_keys(logits, R, dtype)
+        reduction = Reduction(logits, R, dtype)
         for place in blocks(B, H, R, group=1, row_bytes=row_bytes, head_bytes=0, max_bytes=max_bytes):
             part = masks.cut(logits, place[0], place[1], place[2] if rows is None else rows[place[2]])
             hidden = masks.hidden_logits(part)
-            values = part.to(dtype).masked_fill(hidden, -math.inf)
-            reduce_block(Block(place, values, hidden, None), out)
+            if on_host(logits) and not hidden.any():
+                reduction.add(Block(place, part.to(dtype, copy=True), None, None))
+            else:
+                values = part.to(dtype).masked_fill(hidden, HIDDEN)
+                reduction.add(Block(place, values, Cover(hidden), None))
+        out = reduction.result()
     out.bias_norm.fill_(math.nan)
     return out
 
@@ -246,11 +261,10 @@ def attention_map(
             max_bytes=max_bytes,
             modify=modify,
         ):
-            p = block.logits.softmax(-1)
-            if block.hidden is not None:
-                p.masked_fill_(block.hidden, 0.0)  # a row of hidden keys alone is NaN until here
             b, h, r = block.place
-            out[b, h, r] = p
+            blind = block.logits.amax(-1, keepdim=True) < HIDDEN / 2 if block.logits.shape[-1] else None
+            p = block.logits.softmax(-1)
+            out[b, h, r, : p.shape[-1]] = p if blind is None else p * (~blind).to(p.dtype)
     return out
 
 
