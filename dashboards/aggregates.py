@@ -7,6 +7,7 @@ every mean, least and largest value that it enters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -37,6 +38,8 @@ HEAD_METRICS: dict[str, tuple[str, Reduction]] = {
 
 Floors take the least over heads: no head of the layer can have less entropy than that.
 """
+
+_NULLABLE = {column.name: column.nullable for column in HEADS.columns}
 
 LAYER_METRICS: tuple[str, ...] = tuple(c.name for c in LAYERS.columns if c.nullable)
 """Metrics of a layer that `layers` holds: norms of its weights, gradients and updates."""
@@ -92,27 +95,31 @@ def aggregate_layers(record: Record) -> list[LayerAggregate]:
     if len(heads["head"]):
         order, starts = _groups(heads)
         sizes = np.diff(np.append(starts, len(order)))
-        reduced = {
-            metric: _reduce(_numbers(heads, column)[order], starts, how, HEADS[column].nullable)
+        reduced = [
+            (
+                metric,
+                _NULLABLE[column],
+                _reduce(_numbers(heads, column)[order], starts, how, _NULLABLE[column]),
+            )
             for metric, (column, how) in HEAD_METRICS.items()
-        }
-        for group, first in enumerate(order[starts]):
+        ]
+        # Lists from here on: a number taken out of an array costs more than all that is done with it.
+        lists = [(metric, nullable, column.tolist()) for metric, nullable, column in reduced]
+        for group, first in enumerate(order[starts].tolist()):
             key = int(heads["layer_index"][first]), int(heads["call"][first])
             names[key] = str(heads["layer"][first])
             counts[key] = int(sizes[group])
             values[key] = {
-                metric: float(column[group])
-                for metric, column in reduced.items()
-                if not (HEADS[HEAD_METRICS[metric][0]].nullable and np.isnan(column[group]))
+                metric: column[group]
+                for metric, nullable, column in lists
+                if not (nullable and math.isnan(column[group]))
             }
+    of_layers = {metric: _numbers(record.layers, metric).tolist() for metric in LAYER_METRICS}
     for row, index in enumerate(record.layers["layer_index"]):
         key = int(index), 0
         names.setdefault(key, str(record.layers["layer"][row]))
         known = values.setdefault(key, {})
-        for metric in LAYER_METRICS:
-            value = float(record.layers[metric][row])
-            if not np.isnan(value):
-                known[metric] = value
+        known |= {metric: x[row] for metric, x in of_layers.items() if not math.isnan(x[row])}
     return [LayerAggregate(names[key], *key, counts.get(key, 0), values[key]) for key in sorted(values)]
 
 
@@ -135,7 +142,9 @@ def metrics(layers: list[LayerAggregate]) -> dict[str, float]:
     """All aggregates of a record under the names shown, such as `attention/all/entropy_min`."""
     named = {f"{PREFIX}/all/{name}": value for name, value in aggregate_overall(layers).items()}
     for layer in layers:
-        named.update({f"{layer.tag}/{name}": value for name, value in layer.values.items()})
+        tag = layer.tag
+        for name, value in layer.values.items():
+            named[f"{tag}/{name}"] = value
     return named
 
 

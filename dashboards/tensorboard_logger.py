@@ -32,7 +32,7 @@ class _Seen:
 class TensorBoardLogger(Sink):
     """Writes a run's aggregates, heatmaps and alerts as TensorBoard event files.
 
-    TensorFlow is not needed.     What is written, at the training step of its record:
+    TensorFlow is not needed. What is written, at the training step of its record:
 
     - `attention/layer_03/entropy_mean`, `entropy_min`, `entropy_max`, floors, σ, largest logit,
       gradients and updates of each layer, and `attention/all/…` of the whole model; the metrics
@@ -116,8 +116,8 @@ class TensorBoardLogger(Sink):
             self._describe(record.step)
         self._write_scalars(metrics(layers), record.step)
         self._write_user_scalars(record)
-        grid = share_grid(record.heads)
-        if grid.share.size and self._heatmaps.due():
+        if len(record.heads["head"]) and self._heatmaps.due():
+            grid = share_grid(record.heads)
             picture = heatmap(grid.share, grid.layers)
             summary = _torch_tensorboard().summary.image(
                 f"{PREFIX}/entropy_share", picture, dataformats="HWC"

@@ -162,10 +162,10 @@ class WandbLogger(Sink):
         for name, value in zip(record.scalars["name"], record.scalars["value"], strict=True):
             row[f"{PREFIX}/train/{name}"] = float(value)
         row[f"{PREFIX}/open_alerts"] = self._seen.book.open
-        grid = share_grid(record.heads)
         self._seen.untabled = None
-        if grid.share.size:
+        if len(record.heads["head"]):
             if self._heatmaps.due():
+                grid = share_grid(record.heads)
                 picture = heatmap(grid.share, grid.layers)
                 row[f"{PREFIX}/entropy_share"] = self._wandb.Image(picture)
             if self._tables.due():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from entropy_monitor.alerting import Alerting
 from entropy_monitor.delivery import Delivery
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Harvest
-from entropy_monitor.records import AlertEvent
+from entropy_monitor.records import AlertEvent, Record
 from entropy_monitor.scalars import Number, ScalarLog
 from entropy_monitor.transfer import Transfer, pack
 
@@ -25,12 +25,20 @@ class Pipeline:
         alerting: judges every record.
         delivery: takes records and alerts to the sinks.
         guard: keeps faults from the training.
+        observe: told of every record with figures, and of what it was made from.
     """
 
-    def __init__(self, alerting: Alerting, delivery: Delivery, guard: Guard) -> None:
+    def __init__(
+        self,
+        alerting: Alerting,
+        delivery: Delivery,
+        guard: Guard,
+        observe: Callable[[Harvest, Record], object] | None = None,
+    ) -> None:
         self._alerting = alerting
         self._delivery = delivery
         self._guard = guard
+        self._observe = observe
         self._scalars = ScalarLog()
         self._transfer = Transfer()
         self._events: list[AlertEvent] = []
@@ -83,8 +91,13 @@ class Pipeline:
 
     def _receive(self, wait: bool) -> None:
         for harvest, record in self._transfer.receive(wait):
-            self._guard.run("delivering", self._delivery.send, record)
-            events = self._alerting.judge(record, harvest)
+            try:
+                events = self._alerting.judge(record, harvest)
+            finally:
+                # Not before: the sinks' threads would take turns with this one at every numpy function.
+                self._guard.run("delivering", self._delivery.send, record)
+            if harvest is not None and self._observe is not None:
+                self._guard.run("planning", self._observe, harvest, record)
             self._events += events
             for event in events:
                 self._guard.run("delivering", self._delivery.send, event)

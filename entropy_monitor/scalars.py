@@ -138,4 +138,6 @@ def stacked(tensors: Sequence[Tensor], device: torch.device, dtype: torch.dtype)
     """Single-element tensors as one, `[len(tensors)]`."""
     if not tensors:
         return torch.empty(0, device=device, dtype=dtype)
+    if len({(t.device, t.dtype) for t in tensors}) == 1:  # as they mostly are: two operations for all
+        return torch.stack(list(tensors)).to(device, dtype, non_blocking=True)
     return torch.stack([t.to(device, dtype, non_blocking=True) for t in tensors])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,8 +36,9 @@ class Parcel:
         step: the training step that ended.
         harvest: what the figures belong to; None where there are only scalars.
         scalars: all scalars since the last parcel.
-        shapes: of the parts of `flat`.
-        flat: all that was on the device, in one host tensor.
+        shapes: of the figures in `flat`: float32, after the scalars.
+        flat: all that was on the device, in one host tensor, as int32: bits, whatever they stand for.
+        wide: whether the scalars in `flat` are float64, and not float32.
         arrival: of the copy; None where it was made at once.
     """
 
@@ -45,6 +47,7 @@ class Parcel:
     scalars: ScalarBatch
     shapes: tuple[torch.Size, ...]
     flat: Tensor
+    wide: bool
     arrival: Arrival | None
 
     @property
@@ -56,19 +59,26 @@ class Parcel:
         """The record. Waits for the copy if it has not arrived."""
         if self.arrival is not None:
             self.arrival.synchronize()
-        *figures, fetched = self._parts()
+        fetched, figures = self._parts()
         scalars = self.scalars.columns(fetched.tolist())
         if self.harvest is None:
             return Record(self.step, HEADS.empty(), scalars=scalars)
-        heads, sigmas, updates = figures
-        layers = np.concatenate([sigmas, updates], axis=1)
+        heads, *of_layers = figures
         return Record(
-            self.step, head_columns(self.harvest, heads), layer_columns(self.harvest, layers), scalars
+            self.step, head_columns(self.harvest, heads), layer_columns(self.harvest, *of_layers), scalars
         )
 
-    def _parts(self) -> list[Array]:
-        parts = torch.split(self.flat, [shape.numel() for shape in self.shapes])
-        return [p.reshape(s).numpy() for p, s in zip(parts, self.shapes, strict=True)]
+    def _parts(self) -> tuple[Array, list[Array]]:
+        """Scalars and figures."""
+        words = self.flat.numpy()
+        start = len(words) - sum(math.prod(shape) for shape in self.shapes)
+        scalars = words[:start].view(np.float64 if self.wide else np.float32)
+        figures = []
+        for shape in self.shapes:
+            stop = start + math.prod(shape)
+            figures.append(words[start:stop].view(np.float32).reshape(shape))
+            start = stop
+        return scalars, figures
 
 
 def pack(
@@ -85,11 +95,14 @@ def pack(
     figures = [] if harvest is None or updates is None else [harvest.figures, harvest.sigmas, updates]
     device = next((t.device for t in (*figures, *scalars.tensors)), torch.device("cpu"))
     # float64 keeps scalars as they were given; MPS has none.
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    tensors = [*figures, stacked(scalars.tensors, device, dtype)]
-    flat = torch.cat([t.to(device, dtype).flatten() for t in tensors])
-    host, arrival = _to_host(flat)
-    return Parcel(step, harvest, scalars, tuple(t.shape for t in tensors), host, arrival)
+    wide = device.type != "mps"
+    # As bits everything goes into one copy as it is: nothing is converted on the device, or widened.
+    words = [t.to(device, torch.float32).view(torch.int32).flatten() for t in figures]
+    if scalars.tensors:
+        dtype = torch.float64 if wide else torch.float32
+        words.insert(0, stacked(scalars.tensors, device, dtype).view(torch.int32))
+    host, arrival = _to_host(torch.cat(words) if words else torch.empty(0, dtype=torch.int32))
+    return Parcel(step, harvest, scalars, tuple(t.shape for t in figures), host, wide, arrival)
 
 
 def fetch(tensor: Tensor) -> Tensor:

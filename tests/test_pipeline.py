@@ -10,6 +10,7 @@ from entropy_monitor.analyzer import Analyzer
 from entropy_monitor.delivery import Delivery
 from entropy_monitor.guard import Guard
 from entropy_monitor.pipeline import Pipeline
+from entropy_monitor.records import AlertEvent, Record
 from tests.test_alerting import Scripted, alert_event
 from tests.test_transfer import UPDATES, FakeEvent, harvest
 from tests.training import ListSink
@@ -53,6 +54,22 @@ def test_events_come_when_their_figures_have_arrived(copies: list[FakeEvent]) ->
     rig.pipeline.close(10)
     assert rig.sink.events == [event]
     assert rig.sink.scalars() == [(0, "loss", 0.5)]
+
+
+def test_a_record_is_delivered_where_judging_it_is_interrupted(
+    copies: list[FakeEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Scripted, record: Record) -> list[AlertEvent]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Scripted, "update", interrupted)
+    rig = Rig()
+    rig.pipeline.send(0, harvest(0), UPDATES)
+    copies[0].done = True
+    with pytest.raises(KeyboardInterrupt):
+        rig.pipeline.receive()
+    rig.pipeline.close(10)
+    assert [r.step for r in rig.sink.records] == [0]
 
 
 def test_closing_waits_for_what_is_under_way(copies: list[FakeEvent]) -> None:

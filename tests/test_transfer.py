@@ -66,6 +66,54 @@ def test_a_record_holds_every_figure_in_its_place() -> None:
     assert list(record.scalars["value"]) == [0.1, 0.2]
 
 
+def test_odd_bits_arrive_as_they_are() -> None:
+    made = harvest()
+    odd = torch.tensor([0x7FC00001, -0x400000, 0x7F800001, 1, -(2**31)], dtype=torch.int32)
+    made.figures[1, :3] = odd[:3].view(torch.float32)
+    made.sigmas[0, :2] = odd[3:].view(torch.float32)
+    loss = torch.tensor(0.1, dtype=torch.float64)
+    record = pack(
+        5, ScalarBatch(((5, "loss"), (5, "n")), (loss, torch.tensor(2**53 - 1))), made, UPDATES
+    ).open()
+    assert record.scalars["value"].tolist() == [0.1, 2**53 - 1]  # type: ignore[union-attr]
+    assert record.layers["sigma_q"][0] == np.float32(1e-45)
+    assert np.signbit(record.layers["sigma_k"][0])
+    np.testing.assert_array_equal(np.asarray(record.heads[FIGURES[1]]).view(np.int32), odd[:3].numpy())
+
+
+def test_records_share_nothing() -> None:
+    one, other = (pack(step, SCALARS, harvest(), UPDATES).open() for step in (5, 6))
+    for table in ("heads", "layers"):
+        for name, values in getattr(one, table).items():
+            same = getattr(other, table)[name]
+            assert same is not values
+            if not isinstance(values, list):
+                assert not np.shares_memory(values, same), name
+    parcel = pack(5, SCALARS, harvest(), UPDATES)
+    record = parcel.open()
+    parcel.flat.zero_()  # page-locked memory that goes back
+    assert all(np.any(record.heads[name]) for name in FIGURES)
+
+
+def test_rows_of_ranks_and_calls_are_in_their_places() -> None:
+    index = (
+        HeadIndex("a", 0, 0, 2, "softmax", 4),
+        HeadIndex("b", 3, 0, 1, "relu"),
+        HeadIndex("a", 0, 1, 2, "x"),
+    )
+    made = Harvest(5, index, torch.zeros(len(FIGURES), 5), (("a", 0), ("b", 3)), torch.zeros(2, 4), {})
+    heads = pack(5, SCALARS, made, UPDATES).open().heads
+    rows = list(zip(*(heads[n] for n in ("layer", "layer_index", "call", "head", "attention")), strict=True))
+    assert rows == [
+        ("a", 0, 0, 4, "softmax"),
+        ("a", 0, 0, 5, "softmax"),
+        ("b", 3, 0, 0, "relu"),
+        ("a", 0, 1, 0, "x"),
+        ("a", 0, 1, 1, "x"),
+    ]
+    assert list(heads["step"]) == [5] * 5
+
+
 def test_scalars_alone_make_a_record_without_rows() -> None:
     record = pack(5, SCALARS).open()
     assert {len(c) for c in record.heads.values()} == {0}

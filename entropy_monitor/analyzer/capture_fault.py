@@ -7,6 +7,7 @@ error lies between them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -14,16 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from entropy_monitor.analyzer import wording
-from entropy_monitor.analyzer.detector import (
-    Finding,
-    Words,
-    first_step,
-    group_by_layer,
-    heads_of,
-)
+from entropy_monitor.analyzer.detector import Finding, Words
 from entropy_monitor.analyzer.latch import Latch
+from entropy_monitor.analyzer.layer_groups import LayerGroup, LayerGroups
 from entropy_monitor.analyzer.reading import Reading
-from entropy_monitor.analyzer.slots import IntArray, SlotArrays, State
+from entropy_monitor.analyzer.slots import SlotArrays, State
 from entropy_monitor.analyzer.thresholds import Thresholds
 from entropy_monitor.phrases import number
 
@@ -39,21 +35,25 @@ class CaptureFault:
         self._limits = thresholds
         self._heads = SlotArrays(gap=math.nan)
         self._wrong = Latch(1, thresholds.close_after)
+        self._groups = LayerGroups()
 
     def update(self, reading: Reading) -> list[Finding]:
         """See `Detector.update`."""
         self._heads.grow(len(reading.index))
         self._wrong.grow(len(reading.index))
-        floor = np.fmax.reduce([reading.column(name) for name in _FLOORS])
+        floor = functools.reduce(np.fmax, (reading.column(name) for name in _FLOORS))
         known = reading.read & np.isfinite(floor) & np.isfinite(reading.entropy)
-        at, gap = reading.slots[known], (floor - reading.entropy)[known]
-        slack = self._limits.fault_tolerance * (1.0 + np.nan_to_num(reading.max_entropy[known]))
-        self._heads["gap"][at] = gap
-        self._wrong.update(at, gap > slack, gap <= slack, reading.step)
-        return [
-            self._finding(reading, layer, slots)
-            for layer, slots in group_by_layer(reading.index, self._wrong.on)
-        ]
+        gap = np.full(len(known), math.nan)
+        np.subtract(floor, reading.entropy, out=gap, where=known)
+        most = reading.max_entropy
+        if not np.isfinite(most).all():
+            most = np.nan_to_num(most)
+        above = gap > self._limits.fault_tolerance * (1.0 + most)
+        np.copyto(self._heads["gap"], gap, where=known)
+        self._wrong.update(known, above, known & ~above, reading.step)
+        if self._wrong.idle:
+            return []
+        return [self._finding(group) for group in self._groups.of(reading.index, self._wrong.on)]
 
     def describe(self, finding: Finding, evidence: Mapping[str, Any]) -> Words:
         """See `Detector.describe`."""
@@ -81,15 +81,15 @@ class CaptureFault:
         self._heads.load_state_dict(state["heads"])
         self._wrong.load_state_dict(state["wrong"])
 
-    def _finding(self, reading: Reading, layer: int, slots: IntArray) -> Finding:
-        gap = self._heads["gap"][slots]
+    def _finding(self, group: LayerGroup) -> Finding:
+        gap = self._heads["gap"][group.slots]
         return Finding(
-            layer=reading.index.layers[layer],
-            heads=heads_of(reading.index, slots),
-            of=reading.index.heads_in[layer],
+            layer=group.layer,
+            heads=group.heads,
+            of=group.of,
             severity="warning",
-            since=first_step(self._wrong.since, slots),
+            since=group.first_step(self._wrong.since),
             score=0.0,
-            worst=int(slots[np.argmax(gap)]),
+            worst=int(group.slots[gap.argmax()]),
             figures={"below_floor": float(gap.max())},
         )

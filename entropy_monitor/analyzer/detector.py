@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
-
 from entropy_monitor.analyzer.reading import Reading
-from entropy_monitor.analyzer.slots import BoolArray, FloatArray, HeadIndex, IntArray, State
+from entropy_monitor.analyzer.slots import State
 from entropy_monitor.analyzer.thresholds import Thresholds
 from entropy_monitor.records import Severity
 
@@ -73,25 +71,3 @@ class Detector(Protocol):
     def load_state_dict(self, state: State) -> None:
         """Take over what `state_dict` gave."""
         ...
-
-
-def group_by_layer(index: HeadIndex, on: BoolArray) -> list[tuple[int, IntArray]]:
-    """The slots that are on, layer by layer: (number of the layer, slots)."""
-    layers = np.unique(index.layer[on])
-    return [(int(layer), slots_on(index, on, int(layer))) for layer in layers]
-
-
-def slots_on(index: HeadIndex, on: BoolArray, layer: int) -> IntArray:
-    """The slots of one layer that are on."""
-    slots = index.slots_of[layer]
-    return slots[on[slots]]
-
-
-def heads_of(index: HeadIndex, slots: IntArray) -> tuple[int, ...]:
-    """The distinct query heads of some slots, ascending."""
-    return tuple(sorted(set(index.head[slots].tolist())))
-
-
-def first_step(since: FloatArray, slots: IntArray) -> int:
-    """The earliest first sign among some slots."""
-    return int(since[slots].min())

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from entropy_monitor.analyzer import advice, wording
-from entropy_monitor.analyzer.detector import Finding, Words, first_step, heads_of, slots_on
+from entropy_monitor.analyzer.detector import Finding, Words
 from entropy_monitor.analyzer.latch import Latch
+from entropy_monitor.analyzer.layer_groups import LayerGroup, LayerGroups
 from entropy_monitor.analyzer.reading import Reading
-from entropy_monitor.analyzer.slots import BoolArray, FloatArray, IntArray, SlotArrays, State
+from entropy_monitor.analyzer.slots import BoolArray, IntArray, SlotArrays, State
 from entropy_monitor.analyzer.thresholds import Thresholds
 
 _LEAST_SHARE = 1e-3  # below this, lower is no news: an open alert is not told again for it
@@ -35,21 +36,24 @@ class EntropyCollapse:
         self._heads = SlotArrays(share=math.nan, recent=math.nan, peak=math.nan, exploded=0.0)
         self._low = Latch(thresholds.open_after, thresholds.close_after)
         self._layers = Latch(1, 1)
+        self._groups = LayerGroups()
 
     def update(self, reading: Reading) -> list[Finding]:
         """See `Detector.update`."""
         for state in (self._heads, self._low):
             state.grow(len(reading.index))
         self._layers.grow(len(reading.index.layers))
-        judged = ~np.isnan(reading.share)
-        at, share, logit = reading.slots[judged], reading.share[judged], reading.max_logit[judged]
-        self._remember(at, share)
-        self._heads["exploded"][at] = logit >= self._limits.logit_level
-        enter = self._fallen(at, share, logit, stalled=reading.loss.stalled(self._limits.stalled_loss))
-        self._low.update(at, enter, share > self._limits.collapse_release_share, reading.step)
-        self._switch_layers(reading, at)
-        low = self._low.on
-        return [self._finding(reading, int(layer), low) for layer in np.flatnonzero(self._layers.on)]
+        self._remember(reading)
+        leave = reading.share > self._limits.collapse_release_share
+        self._low.update(reading.judged, self._fallen(reading), leave, reading.step)
+        if self._low.idle and self._layers.idle:
+            return []
+        index, low = reading.index, self._low.on
+        judged = np.bincount(index.layer[~np.isnan(self._heads["share"])], minlength=len(index.layers))
+        self._switch_layers(reading, low, judged)
+        on = self._layers.on
+        groups = (group for group in self._groups.of(index, low) if on[group.number])
+        return [self._finding(group, int(judged[group.number])) for group in groups]
 
     def describe(self, finding: Finding, evidence: Mapping[str, Any]) -> Words:
         """See `Detector.describe`."""
@@ -80,51 +84,51 @@ class EntropyCollapse:
         self._low.load_state_dict(state["low"])
         self._layers.load_state_dict(state["layers"])
 
-    def _remember(self, at: IntArray, share: FloatArray) -> None:
-        heads = self._heads
-        heads["share"][at] = share
-        heads["peak"][at] = np.fmax(heads["peak"][at], share)
-        recent = heads["recent"][at]
+    def _remember(self, reading: Reading) -> None:
+        heads, share, judged = self._heads, reading.share, reading.judged
+        np.copyto(heads["share"], share, where=judged)
+        np.copyto(heads["exploded"], reading.max_logit >= self._limits.logit_level, where=judged)
+        peak, recent = heads["peak"], heads["recent"]
+        np.fmax(peak, share, out=peak)
         forgotten = recent + (share - recent) / self._limits.collapse_memory
-        heads["recent"][at] = np.fmax(share, forgotten)
+        np.copyto(recent, np.fmax(share, forgotten), where=judged)
 
-    def _fallen(self, at: IntArray, share: FloatArray, logit: FloatArray, *, stalled: bool) -> BoolArray:
-        limits = self._limits
-        fast = share * limits.collapse_drop <= self._heads["recent"][at]
+    def _fallen(self, reading: Reading) -> BoolArray:
+        limits, share = self._limits, reading.share
+        low: BoolArray = share <= limits.collapse_early_share  # the mildest of all limits
+        if not low.any():
+            return low
+        fast = share * limits.collapse_drop <= self._heads["recent"]
+        was_high = self._heads["peak"] >= limits.collapse_share * limits.collapse_drop
+        early = low & (reading.max_logit >= limits.collapse_early_logit)
         low = share <= limits.collapse_share
-        was_high = self._heads["peak"][at] >= limits.collapse_share * limits.collapse_drop
-        bottom = (share <= limits.collapse_bottom) & was_high
-        early = (share <= limits.collapse_early_share) & (logit >= limits.collapse_early_logit)
-        fallen: BoolArray = (fast & was_high & (low | (early & stalled))) | bottom
+        if reading.loss.stalled(limits.stalled_loss):
+            low |= early
+        fallen: BoolArray = was_high & ((fast & low) | (share <= limits.collapse_bottom))
         return fallen
 
-    def _switch_layers(self, reading: Reading, at: IntArray) -> None:
+    def _switch_layers(self, reading: Reading, low: BoolArray, judged: IntArray) -> None:
         """A layer goes on with most of its judged heads, or with one that has exploded; off with the last."""
         index, layers = reading.index, len(reading.index.layers)
-        judged = ~np.isnan(self._heads["share"])
-        low = self._low.on
-        of = np.bincount(index.layer[judged], minlength=layers)
-        fraction = np.bincount(index.layer[low], minlength=layers) / np.maximum(of, 1)
+        fraction = np.bincount(index.layer[low], minlength=layers) / np.maximum(judged, 1)
         very_low = low & (self._heads["share"] <= self._limits.collapse_share)
         exploded = index.layer[very_low & (self._heads["exploded"] > 0)]
         credible = np.bincount(exploded, minlength=layers) > 0
         most = fraction >= max(self._limits.collapse_layer_fraction, 1e-9)
-        seen = np.unique(index.layer[at])
-        self._layers.update(seen, (most | credible)[seen], (fraction == 0)[seen], reading.step)
+        seen = np.bincount(index.layer[reading.judged], minlength=layers) > 0
+        self._layers.update(seen, seen & (most | credible), seen & (fraction == 0), reading.step)
 
-    def _finding(self, reading: Reading, layer: int, low: BoolArray) -> Finding:
-        index, share = reading.index, self._heads["share"]
-        slots = slots_on(index, low, layer)
-        worst = int(slots[np.argmin(share[slots])])
-        complete = np.count_nonzero(share[slots] <= self._limits.collapse_share)
-        judged = np.count_nonzero(~np.isnan(share[index.slots_of[layer]]))
+    def _finding(self, group: LayerGroup, judged: int) -> Finding:
+        share = self._heads["share"][group.slots]
+        worst = int(share.argmin())
+        complete = np.count_nonzero(share <= self._limits.collapse_share)
         severe = complete >= self._limits.collapse_layer_fraction * judged
         return Finding(
-            layer=index.layers[layer],
-            heads=heads_of(index, slots),
-            of=index.heads_in[layer],
+            layer=group.layer,
+            heads=group.heads,
+            of=group.of,
             severity="severe" if severe else "warning",
-            since=first_step(self._low.since, slots),
+            since=group.first_step(self._low.since),
             score=-math.log2(max(float(share[worst]), _LEAST_SHARE)),
-            worst=worst,
+            worst=int(group.slots[worst]),
         )

@@ -43,15 +43,17 @@ class Evidence:
         }
         for name, values in columns.items():
             first = self._first[name]
-            new = np.isnan(first[reading.slots]) & np.isfinite(values)
+            new = np.isnan(first) & np.isfinite(values)
             if new.any():
-                first[reading.slots[new]] = values[new]
+                first[new] = values[new]
                 if name == "share":
-                    self._first["step"][reading.slots[new]] = reading.step
-        for layer in reading.record.layers.get("layer", ()):
-            gradient = reading.layer_figure(layer, "grad_linf")
-            if layer not in self._gradients and math.isfinite(gradient):
-                self._gradients[layer] = gradient
+                    self._first["step"][new] = reading.step
+        unknown = [layer for layer in reading.record.layers.get("layer", ()) if layer not in self._gradients]
+        if unknown and np.isfinite(reading.layer_figures("grad_linf")).any():
+            for layer in unknown:
+                gradient = reading.layer_figure(layer, "grad_linf")
+                if math.isfinite(gradient):
+                    self._gradients[layer] = gradient
 
     def gather(self, reading: Reading, slot: int | None) -> dict[str, Any]:
         """All that is known of one head and its layer, and of the loss. What is not known is absent.
@@ -84,11 +86,10 @@ class Evidence:
         self._gradients = dict(state["gradients"])
 
     def _head_figures(self, reading: Reading, slot: int) -> dict[str, float]:
-        row = reading.row_of(slot)
         figures: dict[str, float] = {}
-        if row is not None:
-            figures = {name: float(reading.column(name)[row]) for name in _HEAD_FIGURES}
-            figures["entropy_share"] = float(reading.share[row])
+        if reading.seen[slot]:
+            figures = {name: float(reading.column(name)[slot]) for name in _HEAD_FIGURES}
+            figures["entropy_share"] = float(reading.share[slot])
         for name in _FROM_START:
             figures[f"{name}_at_start"] = float(self._first[name][slot])
         figures["start_step"] = float(self._first["step"][slot])

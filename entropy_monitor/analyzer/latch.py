@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from entropy_monitor.analyzer.slots import BoolArray, FloatArray, IntArray, SlotArrays, State
+import numpy as np
+
+from entropy_monitor.analyzer.slots import BoolArray, FloatArray, SlotArrays, State
 
 
 class Latch:
@@ -19,12 +21,18 @@ class Latch:
         self._on_after = on_after
         self._off_after = off_after
         self._state = SlotArrays(ill=0.0, well=0.0, on=0.0, since=float("nan"))
+        self._idle = True  # no slot is on or counting towards it
 
     @property
     def on(self) -> BoolArray:
         """Per slot, whether it is on. Shape [slots]."""
         on: BoolArray = self._state["on"] > 0
         return on
+
+    @property
+    def idle(self) -> bool:
+        """Whether no slot is on, nor about to be."""
+        return self._idle
 
     @property
     def since(self) -> FloatArray:
@@ -35,24 +43,26 @@ class Latch:
         """Make room for `size` slots."""
         self._state.grow(size)
 
-    def update(self, at: IntArray, enter: BoolArray, leave: BoolArray, step: int) -> None:
+    def update(self, seen: BoolArray, enter: BoolArray, leave: BoolArray, step: int) -> None:
         """Count one record.
 
         Args:
-            at: the slots that were measured, shape [R], no slot twice.
-            enter: whether each looks ill, shape [R].
-            leave: whether each looks well, shape [R]; between the two nothing is switched.
+            seen: whether each slot was measured, shape [slots].
+            enter: whether each looks ill, shape [slots]; False where it was not measured.
+            leave: whether each looks well, shape [slots], never together with `enter`; between the two
+                nothing is switched.
             step: the record's step.
         """
-        if not len(at):
+        # Signs of health count in slots that are on, and a slot that goes on has just shown none.
+        if self._idle and not enter.any():
             return
         ill, well, on, since = (self._state[name] for name in ("ill", "well", "on", "since"))
-        fresh = at[enter & (ill[at] == 0) & (on[at] == 0)]
-        since[fresh] = step
-        ill[at] = (ill[at] + 1) * enter
-        well[at] = (well[at] + 1) * leave
-        on[at[ill[at] >= self._on_after]] = 1.0
-        on[at[well[at] >= self._off_after]] = 0.0
+        since[enter & (ill == 0) & (on == 0)] = step
+        np.copyto(ill, (ill + 1) * enter, where=seen)
+        np.copyto(well, (well + 1) * leave, where=seen)
+        on[seen & (ill >= self._on_after)] = 1.0
+        on[seen & (well >= self._off_after)] = 0.0
+        self._idle = not (ill.any() or on.any())
 
     def state_dict(self) -> State:
         """All counts and switches."""
@@ -61,3 +71,4 @@ class Latch:
     def load_state_dict(self, state: State) -> None:
         """Take over what `state_dict` gave."""
         self._state.load_state_dict(state)
+        self._idle = not (self._state["ill"].any() or self._state["on"].any())

@@ -137,7 +137,7 @@ class AlertBook:
 
 def _changed(entry: _Open, finding: Finding) -> bool:
     return (
-        bool(set(finding.heads) - set(entry.alert.heads))
+        (finding.heads != entry.alert.heads and not set(finding.heads) <= set(entry.alert.heads))
         or severity_rank(finding.severity) > severity_rank(entry.alert.severity)
         or finding.score >= entry.score + _NEWS
     )

@@ -9,16 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from entropy_monitor.analyzer import advice, wording
-from entropy_monitor.analyzer.detector import (
-    Finding,
-    Words,
-    first_step,
-    group_by_layer,
-    heads_of,
-)
+from entropy_monitor.analyzer.detector import Finding, Words
 from entropy_monitor.analyzer.latch import Latch
+from entropy_monitor.analyzer.layer_groups import LayerGroup, LayerGroups
 from entropy_monitor.analyzer.reading import Reading
-from entropy_monitor.analyzer.slots import IntArray, SlotArrays, State
+from entropy_monitor.analyzer.slots import SlotArrays, State
 from entropy_monitor.analyzer.thresholds import Thresholds
 from entropy_monitor.phrases import number
 
@@ -37,31 +32,29 @@ class LogitExplosion:
         self._limits = thresholds
         self._heads = SlotArrays(first=math.nan, mean=math.nan, last=math.nan)
         self._high = Latch(thresholds.open_after, thresholds.close_after)
+        self._groups = LayerGroups()
 
     def update(self, reading: Reading) -> list[Finding]:
         """See `Detector.update`."""
         self._heads.grow(len(reading.index))
         self._high.grow(len(reading.index))
-        finite = reading.read & np.isfinite(reading.max_logit)
-        at, logit = reading.slots[finite], reading.max_logit[finite]
+        finite, logit = reading.read & np.isfinite(reading.max_logit), reading.max_logit
         limits = self._limits
         first, mean, last = (self._heads[name] for name in ("first", "mean", "last"))
-        first[at] = np.where(np.isnan(first[at]), logit, first[at])
-        mean[at] = np.where(np.isnan(mean[at]), logit, mean[at])
-        rising = logit > mean[at]
-        mean[at] += limits.logit_trend * (logit - mean[at])
-        last[at] = logit
-        grown = logit >= limits.logit_growth * np.maximum(first[at], limits.logit_least_start)
-        self._high.update(
-            at,
-            enter=(logit >= limits.logit_level) & grown & rising,
-            leave=logit < limits.logit_level * limits.logit_release,
-            step=reading.step,
-        )
-        return [
-            self._finding(reading, layer, slots)
-            for layer, slots in group_by_layer(reading.index, self._high.on)
-        ]
+        new = np.isnan(first) & finite
+        if new.any():
+            first[new] = mean[new] = logit[new]
+        enter = finite & (logit >= limits.logit_level)
+        if enter.any():
+            enter &= logit >= limits.logit_growth * np.maximum(first, limits.logit_least_start)
+            enter &= logit > mean
+        mean += limits.logit_trend * (np.where(finite, logit, mean) - mean)
+        np.copyto(last, logit, where=finite)
+        leave = finite & (logit < limits.logit_level * limits.logit_release)
+        self._high.update(finite, enter, leave, reading.step)
+        if self._high.idle:
+            return []
+        return [self._finding(group) for group in self._groups.of(reading.index, self._high.on)]
 
     def describe(self, finding: Finding, evidence: Mapping[str, Any]) -> Words:
         """See `Detector.describe`."""
@@ -91,16 +84,16 @@ class LogitExplosion:
         self._heads.load_state_dict(state["heads"])
         self._high.load_state_dict(state["high"])
 
-    def _finding(self, reading: Reading, layer: int, slots: IntArray) -> Finding:
-        logit = self._heads["last"][slots]
+    def _finding(self, group: LayerGroup) -> Finding:
+        logit = self._heads["last"][group.slots]
         largest = float(logit.max())
         return Finding(
-            layer=reading.index.layers[layer],
-            heads=heads_of(reading.index, slots),
-            of=reading.index.heads_in[layer],
+            layer=group.layer,
+            heads=group.heads,
+            of=group.of,
             severity="severe" if largest >= self._limits.logit_severe else "warning",
-            since=first_step(self._high.since, slots),
+            since=group.first_step(self._high.since),
             score=math.log2(max(largest, 1.0)) / 2,  # doublings would be told too often
-            worst=int(slots[np.argmax(logit)]),
+            worst=int(group.slots[logit.argmax()]),
             figures={"max_logit_layer": largest},
         )

@@ -8,20 +8,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from entropy_monitor.analyzer import advice, wording
-from entropy_monitor.analyzer.detector import (
-    Finding,
-    Words,
-    first_step,
-    group_by_layer,
-    heads_of,
-)
+from entropy_monitor.analyzer.detector import Finding, Words
 from entropy_monitor.analyzer.latch import Latch
+from entropy_monitor.analyzer.layer_groups import LayerGroups
 from entropy_monitor.analyzer.reading import Reading
 from entropy_monitor.analyzer.slots import State
 from entropy_monitor.analyzer.thresholds import Thresholds
 from entropy_monitor.phrases import number
 
-_RUN = np.zeros(1, dtype=np.int64)
+_RUN = np.ones(1, dtype=np.bool_)  # the one slot of a latch that is about the whole run
 
 
 class NonFinite:
@@ -36,29 +31,29 @@ class NonFinite:
         self._heads = Latch(1, thresholds.close_after)
         self._loss = Latch(1, thresholds.close_after)
         self._loss.grow(1)
+        self._groups = LayerGroups()
 
     def update(self, reading: Reading) -> list[Finding]:
         """See `Detector.update`."""
         self._heads.grow(len(reading.index))
-        entropy = ~np.isfinite(reading.entropy)
-        logit = np.isnan(reading.max_logit) | (reading.max_logit == np.inf)
-        bad = (entropy | logit)[reading.read]
-        self._heads.update(reading.slots[reading.read], bad, ~bad, reading.step)
+        sound = np.isfinite(reading.entropy) & (reading.max_logit < np.inf)  # False for NaN
+        self._heads.update(reading.read, reading.read & ~sound, reading.read & sound, reading.step)
         if reading.loss.bad or reading.loss.given:
             ill = np.array([reading.loss.bad])
             step = reading.loss.bad_since if reading.loss.bad else reading.step
             self._loss.update(_RUN, ill, ~ill, step)
+        groups = [] if self._heads.idle else self._groups.of(reading.index, self._heads.on)
         findings = [
             Finding(
-                layer=reading.index.layers[layer],
-                heads=heads_of(reading.index, slots),
-                of=reading.index.heads_in[layer],
+                layer=group.layer,
+                heads=group.heads,
+                of=group.of,
                 severity="severe",
-                since=first_step(self._heads.since, slots),
+                since=group.first_step(self._heads.since),
                 score=0.0,
-                worst=int(slots[0]),
+                worst=int(group.slots[0]),
             )
-            for layer, slots in group_by_layer(reading.index, self._heads.on)
+            for group in groups
         ]
         if self._loss.on[0]:
             findings.append(Finding("", (), 0, "severe", int(self._loss.since[0]), 0.0))

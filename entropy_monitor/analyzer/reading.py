@@ -1,4 +1,4 @@
-"""A record as the detectors see it: one row a head, in float64, each with its slot."""
+"""A record as the detectors see it: a place for every head ever met, in float64."""
 
 from __future__ import annotations
 
@@ -15,28 +15,32 @@ from entropy_monitor.records import Columns, Record
 
 @dataclass(frozen=True)
 class Reading:
-    """One measured step, ready for the detectors. R rows, one a head measured in it.
+    """One measured step, ready for the detectors, in the order of slots: S of them, some not measured in it.
 
     Attributes:
         record: the record itself.
         index: the numbering of heads.
-        slots: the slot of each row, shape [R].
-        read: whether any query row was read, shape [R]; False where all rows were masked.
-        entropy: nats, shape [R].
-        max_entropy: nats, shape [R].
-        share: entropy / max_entropy, shape [R]; NaN where either is unknown or too few keys were
+        slots: the slot of each row of the record, shape [R].
+        seen: whether the record has a row of the slot, shape [S].
+        read: whether any query row was read, shape [S]; False where all rows were masked, or none seen.
+        entropy: nats, shape [S]; here and below NaN where not seen.
+        max_entropy: nats, shape [S].
+        share: entropy / max_entropy, shape [S]; NaN where either is unknown or too few keys were
             seen.
-        max_logit: largest logit, shape [R].
+        judged: whether the share is known, shape [S].
+        max_logit: largest logit, shape [S].
         loss: what is known of the loss up to this record.
     """
 
     record: Record
     index: HeadIndex
     slots: IntArray
+    seen: BoolArray
     read: BoolArray
     entropy: FloatArray
     max_entropy: FloatArray
     share: FloatArray
+    judged: BoolArray
     max_logit: FloatArray
     loss: LossTrack
 
@@ -51,15 +55,17 @@ class Reading:
             min_max_entropy: nats; heads whose maximum is lower get share NaN.
         """
         slots = index.place(record.heads)
-        entropy = _floats(record.heads, "entropy", len(slots))
-        max_entropy = _floats(record.heads, "max_entropy", len(slots))
-        max_logit = _floats(record.heads, "max_logit", len(slots))
-        rows = _floats(record.heads, "rows_read", len(slots))
-        read = ~((rows == 0) | (max_logit == -np.inf))
-        known = read & np.isfinite(entropy) & (max_entropy >= max(min_max_entropy, 1e-12))
-        share = np.full(len(slots), np.nan)
-        np.divide(entropy, max_entropy, out=share, where=known)
-        return cls(record, index, slots, read, entropy, max_entropy, share, max_logit, loss)
+        seen = np.zeros(len(index), dtype=np.bool_)
+        seen[slots] = True
+        entropy, max_entropy, max_logit, rows = (
+            _in_slots(record.heads, name, index, slots)
+            for name in ("entropy", "max_entropy", "max_logit", "rows_read")
+        )
+        read = seen & (rows != 0) & (max_logit != -np.inf)
+        judged = read & np.isfinite(entropy) & (max_entropy >= max(min_max_entropy, 1e-12))
+        share = np.full(len(index), np.nan)
+        np.divide(entropy, max_entropy, out=share, where=judged)
+        return cls(record, index, slots, seen, read, entropy, max_entropy, share, judged, max_logit, loss)
 
     @property
     def step(self) -> int:
@@ -67,22 +73,30 @@ class Reading:
         return self.record.step
 
     def column(self, name: str) -> FloatArray:
-        """A column of `heads` in float64, shape [R]; all NaN where the record lacks it."""
-        return _floats(self.record.heads, name, len(self.slots))
-
-    def row_of(self, slot: int) -> int | None:
-        """The row of a slot, None where the head was not measured in this record."""
-        rows = np.flatnonzero(self.slots == slot)
-        return int(rows[0]) if len(rows) else None
+        """A column of `heads`, shape [S], not to be written to; NaN where the record lacks it."""
+        return _in_slots(self.record.heads, name, self.index, self.slots)
 
     def layer_figure(self, layer: str, name: str) -> float:
         """A figure of the `layers` table, NaN where it is unknown."""
         row = self._layer_rows.get(layer)
         return math.nan if row is None else float(_floats(self.record.layers, name, row + 1)[row])
 
+    def layer_figures(self, name: str) -> FloatArray:
+        """A figure of all rows of the `layers` table, shape [rows], NaN where it is unknown."""
+        return _floats(self.record.layers, name, len(self.record.layers.get("layer", ())))
+
     @functools.cached_property
     def _layer_rows(self) -> dict[str, int]:
         return {name: row for row, name in enumerate(self.record.layers.get("layer", ()))}
+
+
+def _in_slots(heads: Columns, name: str, index: HeadIndex, slots: IntArray) -> FloatArray:
+    values = _floats(heads, name, len(slots))
+    if index.in_order:
+        return values
+    placed = np.full(len(index), np.nan)
+    placed[slots] = values
+    return placed
 
 
 def _floats(columns: Columns, name: str, rows: int) -> FloatArray:

@@ -29,6 +29,7 @@ class HeadIndex:
         head: per slot, the query head.
         slots_of: per layer, its slots.
         heads_in: per layer, how many distinct query heads it was met with.
+        in_order: whether the rows placed last are all slots, in their order.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class HeadIndex:
         self.head: IntArray = np.empty(0, dtype=np.int64)
         self.slots_of: list[IntArray] = []
         self.heads_in: list[int] = []
+        self.in_order = False
         self._layer_ids: dict[str, int] = {}
         self._slots: dict[tuple[int, int, int], int] = {}
         self._last: tuple[list[str], Array, Array, IntArray] | None = None
@@ -51,14 +53,15 @@ class HeadIndex:
         The mapping of the last record is used again when the keys are the same, as they are in most
         runs.
         """
-        names = list(columns.get("layer", ()))
+        names = columns.get("layer", ())
         calls, heads = np.asarray(columns.get("call", ())), np.asarray(columns.get("head", ()))
         if self._last is not None:
             last_names, last_calls, last_heads, slots = self._last
             if (
-                names == last_names
-                and np.array_equal(calls, last_calls)
-                and np.array_equal(heads, last_heads)
+                len(calls) == len(heads) == len(last_names)
+                and (heads == last_heads).all()
+                and (calls == last_calls).all()
+                and list(names) == last_names
             ):
                 return slots
         slots = np.array(
@@ -69,7 +72,8 @@ class HeadIndex:
             dtype=np.int64,
         )
         self._sync()
-        self._last = (names, calls.copy(), heads.copy(), slots)
+        self.in_order = np.array_equal(slots, np.arange(len(self)))
+        self._last = (list(names), calls.copy(), heads.copy(), slots)
         return slots
 
     def state_dict(self) -> State:
@@ -115,16 +119,19 @@ class SlotArrays:
     def __init__(self, **fills: float) -> None:
         self._fills = fills
         self._arrays: dict[str, FloatArray] = {name: np.empty(0) for name in fills}
+        self._size = 0
 
     def __getitem__(self, name: str) -> FloatArray:
         return self._arrays[name]
 
     def grow(self, size: int) -> None:
         """Make the arrays at least `size` long."""
+        if size <= self._size:
+            return
         for name, fill in self._fills.items():
-            missing = size - len(self._arrays[name])
-            if missing > 0:
-                self._arrays[name] = np.concatenate([self._arrays[name], np.full(missing, fill)])
+            array = self._arrays[name]
+            self._arrays[name] = np.concatenate([array, np.full(size - len(array), fill)])
+        self._size = size
 
     def state_dict(self) -> State:
         """The arrays as lists, with None for NaN: strict JSON knows no NaN."""
@@ -139,3 +146,4 @@ class SlotArrays:
             self._arrays[name] = np.array(
                 [np.nan if value is None else value for value in state[name]], dtype=np.float64
             )
+        self._size = min(len(array) for array in self._arrays.values())

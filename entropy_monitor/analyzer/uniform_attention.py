@@ -16,7 +16,7 @@ from entropy_monitor.analyzer.slots import SlotArrays, State
 from entropy_monitor.analyzer.thresholds import Thresholds
 from entropy_monitor.phrases import number, percent
 
-_RUN = np.zeros(1, dtype=np.int64)  # the one slot of a latch that is about the whole run
+_RUN = np.ones(1, dtype=np.bool_)  # the one slot of a latch that is about the whole run
 
 
 class UniformAttention:
@@ -40,9 +40,8 @@ class UniformAttention:
     def update(self, reading: Reading) -> list[Finding]:
         """See `Detector.update`."""
         self._heads.grow(len(reading.index))
-        judged = ~np.isnan(reading.share)
-        self._heads["share"][reading.slots[judged]] = reading.share[judged]
-        if judged.any() and reading.loss.given:
+        np.copyto(self._heads["share"], reading.share, where=reading.judged)
+        if reading.loss.given and reading.judged.any():
             moved = self._loss_moved(reading.loss.smooth)
             self._fraction = self._uniform_fraction(reading)
             uniform = self._fraction >= self._limits.uniform_layer_fraction
@@ -102,9 +101,11 @@ class UniformAttention:
     def _uniform_fraction(self, reading: Reading) -> float:
         """The fraction of layers whose every head is uniform."""
         share, layer = self._heads["share"], reading.index.layer
-        known = ~np.isnan(share)
-        heads = np.bincount(layer[known])
-        uniform = np.bincount(layer[known & (share >= self._limits.uniform_share)], minlength=len(heads))
+        flat = share >= self._limits.uniform_share
+        if not flat.any():
+            return 0.0
+        heads = np.bincount(layer[~np.isnan(share)])
+        uniform = np.bincount(layer[flat], minlength=len(heads))
         return float(np.mean(uniform[heads > 0] == heads[heads > 0]))
 
     def _finding(self, reading: Reading, since: int) -> Finding:

@@ -15,10 +15,11 @@ from entropy_monitor.records import (
     SCALARS,
     TABLES,
     AlertEvent,
+    Columns,
     Record,
     Table,
 )
-from entropy_monitor.store.codec import batch_message, schema_message, to_batch
+from entropy_monitor.store.codec import Texts, batch_message, schema_message, to_batch
 from entropy_monitor.store.events import encode_event
 from entropy_monitor.store.framing import END
 from entropy_monitor.store.layout import file_path
@@ -72,6 +73,8 @@ class TableStream:
 
     def __init__(self, path: Path, table: Table, metadata: Mapping[str, str]) -> None:
         self._file = AppendFile(path)
+        self._table = table
+        self._texts: Texts = {}
         self._held: list[pa.RecordBatch] = []
         self._number = 0
         try:
@@ -79,6 +82,10 @@ class TableStream:
         except OSError:
             self._file.close()
             raise
+
+    def encode(self, columns: Columns) -> pa.RecordBatch:
+        """A copy of some rows. Raises as `codec.to_batch` does."""
+        return to_batch(self._table, columns, self._texts)
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Hold these rows."""
@@ -126,10 +133,11 @@ class SessionFiles:
 
     def append(self, record: Record) -> None:
         """Hold a copy of a record, all of it or nothing. Raises as `codec.to_batch` does."""
-        tables = {HEADS: record.heads, LAYERS: record.layers, SCALARS: record.scalars}
-        batches = {table.name: to_batch(table, columns) for table, columns in tables.items()}
-        for name, batch in batches.items():
-            self._streams[name].append(batch)
+        tables = ((HEADS, record.heads), (LAYERS, record.layers), (SCALARS, record.scalars))
+        streams = [(self._streams[table.name], columns) for table, columns in tables]
+        batches = [(stream, stream.encode(columns)) for stream, columns in streams]
+        for stream, batch in batches:
+            stream.append(batch)
 
     def append_event(self, event: AlertEvent) -> None:
         """Write what is held, then a change of an alert."""

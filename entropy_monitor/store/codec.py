@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ _TYPES = {
     "str": pa.string(),
 }
 _WORTH_COMPRESSING = 8192  # bytes; below, zstd saves nothing and makes reading ten times slower
+Texts: TypeAlias = dict[str, tuple[list[str], pa.Array]]
+"""Text columns by name: what was given, and what it was encoded as."""
+
 _PREFIX = 8  # continuation mark and metadata length, before a message's metadata
 
 
@@ -33,8 +37,13 @@ def fingerprint(schema: pa.Schema) -> int:
     return zlib.crc32(text.encode())
 
 
-def to_batch(table: Table, columns: Columns) -> pa.RecordBatch:
+def to_batch(table: Table, columns: Columns, texts: Texts | None = None) -> pa.RecordBatch:
     """A copy of `columns` in the table's types; NaN in a nullable column becomes null.
+
+    Args:
+        table: whose columns they are.
+        columns: of equal length.
+        texts: of the batch before, and afterwards of this one: what is equal is not encoded again.
 
     Raises:
         ValueError: a column is missing, unknown, not one-dimensional, or not as long as the others.
@@ -44,7 +53,13 @@ def to_batch(table: Table, columns: Columns) -> pa.RecordBatch:
         missing = sorted(set(table.names) - columns.keys())
         unknown = sorted(columns.keys() - set(table.names))
         raise ValueError(f"table {table.name!r} has other columns: missing {missing}, unknown {unknown}")
-    arrays = [_to_array(column, columns[column.name]) for column in table.columns]
+    texts = {} if texts is None else texts
+    arrays = [
+        _texts(column, columns[column.name], texts)
+        if column.dtype == "str"
+        else _numbers(column, columns[column.name])
+        for column in table.columns
+    ]
     lengths = {column.name: len(array) for column, array in zip(table.columns, arrays, strict=True)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"table {table.name!r} has columns of different lengths: {lengths}")
@@ -91,9 +106,16 @@ def read_batches(schema: bytes, batches: Sequence[bytes]) -> list[pa.RecordBatch
     return found
 
 
-def _to_array(column: Column, values: Array | Sequence[str]) -> pa.Array:
-    if column.dtype == "str":
-        return pa.array([str(value) for value in values], pa.string())
+def _texts(column: Column, values: Iterable[str], known: Texts) -> pa.Array:
+    given = list(values)
+    last = known.get(column.name)
+    # Comparing lists of the same strings takes a fraction of the time that encoding them does.
+    if last is None or last[0] != given:
+        last = known[column.name] = given, pa.array([str(value) for value in given], pa.string())
+    return last[1]
+
+
+def _numbers(column: Column, values: Array | Sequence[str]) -> pa.Array:
     given = np.asarray(values)
     if given.ndim != 1:
         raise ValueError(f"column {column.name!r} must be one-dimensional; its shape is {given.shape}")

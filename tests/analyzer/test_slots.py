@@ -44,6 +44,21 @@ def test_a_buffer_written_over_is_not_mistaken_for_the_same_keys() -> None:
     assert index.place(columns).tolist() == [1, 0]
 
 
+def test_knows_whether_rows_are_all_slots_in_their_order() -> None:
+    index, told = HeadIndex(), []
+    for heads in (
+        keys(2, 2),
+        keys(2, 2),
+        keys(2, 1),
+        keys(2, 2)[::-1],
+        [*keys(2, 2), ("late", 0, 0)],
+        keys(2, 2),
+    ):
+        index.place(record(0, heads).heads)
+        told.append(index.in_order)
+    assert told == [True, True, False, False, True, False]
+
+
 def test_no_rows() -> None:
     index = HeadIndex()
     assert index.place(HEADS.empty()).tolist() == []

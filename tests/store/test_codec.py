@@ -6,6 +6,7 @@ import pytest
 
 from entropy_monitor.records import HEADS, SCALARS, TABLES, Columns
 from entropy_monitor.store.codec import (
+    Texts,
     arrow_schema,
     batch_message,
     fingerprint,
@@ -55,6 +56,18 @@ def test_a_batch_is_a_copy() -> None:
     batch = to_batch(SCALARS, given)
     value[0] = 2.0
     assert batch.column("value").to_pylist() == [1.0]
+
+
+def test_texts_are_encoded_again_only_when_they_change() -> None:
+    texts: Texts = {}
+    names = ["a", "b", "c", "d"]
+    given = columns(HEADS, 1) | {"layer": names}
+    first, again = to_batch(HEADS, given, texts), to_batch(HEADS, given | {"layer": list(names)}, texts)
+    names[1] = "other"
+    changed = to_batch(HEADS, given, texts)
+    assert [b.column("layer").to_pylist() for b in (first, again)] == [["a", "b", "c", "d"]] * 2
+    assert again.column("layer").buffers()[2].address == first.column("layer").buffers()[2].address
+    assert changed.column("layer").to_pylist() == ["a", "other", "c", "d"]
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
