@@ -33,6 +33,11 @@ class Alerting:
         """The alerts that are open now."""
         return self._analyzer.open_alerts
 
+    @property
+    def suspects(self) -> frozenset[str]:
+        """Layers whose attention maps the next alerts may want."""
+        return self._guard.run("analysing", lambda: self._analyzer.suspects) or frozenset()
+
     def judge(self, record: Record, harvest: Harvest | None) -> list[AlertEvent]:
         """What a record changes.
 

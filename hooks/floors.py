@@ -61,7 +61,7 @@ def floors(
 
 def _activation_floor(inputs: Inputs, rows: Tensor | None, stats: RowStatistics, scale: Tensor) -> Tensor:
     group = inputs.q.shape[1] // inputs.k.shape[1]
-    q_norm = torch.linalg.vector_norm(_take(inputs.q, rows), dim=-1, dtype=stats.num_keys.dtype)
+    q_norm = torch.linalg.vector_norm(_take(inputs.q, rows).to(stats.num_keys.dtype), dim=-1)
     if q_norm.device.type == "cpu":
         least = measures.norm_at_least(inputs.k).repeat_interleave(group, dim=1)[..., None]
         if _is_vacuous(scale.abs() * least * q_norm, stats):
@@ -85,7 +85,7 @@ def _weight_floor(
     if x_q is None or x_kv is None:
         return unknown
     n = stats.num_keys
-    x_norm = torch.linalg.vector_norm(_take(x_q, rows, dim=1), dim=-1, dtype=n.dtype)[:, None]
+    x_norm = torch.linalg.vector_norm(_take(x_q, rows, dim=1).to(n.dtype), dim=-1)[:, None]
     scale = scale * (call.query.factor * call.key.factor)
     sigma_qk, query_bias = sigmas.sigma_qk[:, None], sigmas.query_bias[:, None]
     if n.device.type == "cpu":

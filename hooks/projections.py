@@ -66,10 +66,6 @@ class WeightPart:
     parameter: nn.Parameter
     place: Place
 
-    def matrix(self) -> Tensor:
-        """The weights now, as `[H · d_head, d_model]`, float32; a copy."""
-        return self.place.read(self.parameter).float().flatten(0, 1).transpose(1, 2).flatten(0, 1).clone()
-
 
 @dataclass(frozen=True)
 class Projection:
@@ -140,8 +136,9 @@ class Projection:
         return heads.flatten(0, 1).float()
 
     def matrix(self) -> Tensor:
-        """The whole weight of all heads as `[H · d_head, d_model]`, float32."""
-        return self.head_weights().transpose(1, 2).flatten(0, 1)
+        """The weight of all heads as `[H · d_head, d_model]`, in its own dtype; NaN where not certain."""
+        weights = self.place.read(self.weight).flatten(0, 1).transpose(1, 2).flatten(0, 1)
+        return weights if self.certain is None else weights * self.certain
 
     def part_of_parameter(self) -> WeightPart | None:
         """The same weights in the parameter behind them; None for a weight made from several parameters."""

@@ -14,8 +14,7 @@ from entropy_monitor import measures
 from entropy_monitor.hooks.calls import AttentionCall, fused_factors
 from entropy_monitor.hooks.explain import bias_norm, steepest
 from entropy_monitor.hooks.floors import floors
-from entropy_monitor.hooks.head_sigmas import head_sigmas
-from entropy_monitor.hooks.storage import version_of
+from entropy_monitor.hooks.head_sigmas import HeadSigmas
 from entropy_monitor.measures import RowStatistics
 
 RowCount = int | Literal["all"]
@@ -49,35 +48,34 @@ class CallReading:
         self.attention = call.attention
         self.heads = call.shape[1]
         self.first_head = call.first_head
-        self._sigmas = head_sigmas(call)
-        self._weights = _weight_versions(call)
+        self._sigmas: HeadSigmas | None = None
         self._sums: Tensor | None = None
         self._max_logit: Tensor | None = None
         self.map: Tensor | None = None
 
     @torch.no_grad()
-    def add(self, call: AttentionCall, rows: Tensor | None) -> None:
+    def add(self, call: AttentionCall, rows: Tensor | None, sigmas: HeadSigmas) -> None:
         """Add the rows of one forward; `rows` None reads all of them."""
         _, heads, tokens = call.shape
         if heads != self.heads:
             raise ValueError(f"{self.layer} had {self.heads} heads and now has {heads} within one step")
-        if (versions := _weight_versions(call)) != self._weights:  # several steps within one `capture`
-            self._sigmas, self._weights = head_sigmas(call), versions
+        self._sigmas = sigmas
         stats, scale = _statistics(call, rows)
         valid = (stats.num_keys > 0).to(stats.entropy.dtype)
         count = valid.sum((0, 2))
-        figures = floors(call, rows, stats, scale, self._sigmas)
+        figures = floors(call, rows, stats, scale, sigmas)
         per_row = (stats.entropy, stats.num_keys.clamp(min=1).log(), *(f.expand_as(valid) for f in figures))
-        sums = [_total(figure, valid) for figure in per_row]
+        # Over sequences and valid rows; a NaN in a valid row stays.
+        sums = torch.where(valid > 0, torch.stack(per_row), 0.0).sum((1, 3))
         error = measures.systematic_standard_error(stats.entropy, valid, tokens)
-        new = torch.stack([count, sums[0], error * count, *sums[1:]]).float()
+        new = torch.cat([torch.stack([count, sums[0], error * count]), sums[1:]]).float()
         top = stats.max_logit.amax((0, 2)).float()
         self._sums = new if self._sums is None else self._sums + new
         self._max_logit = top if self._max_logit is None else torch.maximum(self._max_logit, top)
 
     def figures(self) -> Tensor:
         """`[len(FIGURES), H]`, float32: means over the rows read; NaN = not known."""
-        if self._sums is None or self._max_logit is None:
+        if self._sums is None or self._max_logit is None or self._sigmas is None:
             raise ValueError(f"nothing was read for {self.layer}")
         count = self._sums[0]
         means = self._sums[1:] / count
@@ -91,15 +89,6 @@ class CallReading:
                 *(x.to(count.device, torch.float32) for x in (s.sigma_q, s.sigma_k, s.sigma_qk)),
             ]
         )
-
-
-def _weight_versions(call: AttentionCall) -> tuple[tuple[int, int], ...]:
-    """Changes when a projection's weight does. A weight that is computed anew is told by its parameters."""
-    versions: list[tuple[int, int]] = []
-    for projection in (call.query, call.key):
-        tensors = () if projection is None else projection.parameters or (projection.weight,)
-        versions += [(id(tensor), version_of(tensor)) for tensor in tensors]
-    return tuple(versions)
 
 
 def _statistics(call: AttentionCall, rows: Tensor | None) -> tuple[RowStatistics, Tensor | None]:
@@ -133,8 +122,3 @@ def _statistics(call: AttentionCall, rows: Tensor | None) -> tuple[RowStatistics
         return stats, scale.detach() if scale.dim() == 0 else scale.detach().squeeze(-1)
     # Filled on the device: a copy from the host would wait for it.
     return stats, torch.full((), scale, device=stats.entropy.device)
-
-
-def _total(figure: Tensor, valid: Tensor) -> Tensor:
-    """Sum over sequences and valid rows, `[H]`; a NaN in a valid row stays."""
-    return torch.where(valid > 0, figure, 0.0).sum((0, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,9 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from entropy_monitor import measures
 from entropy_monitor.hooks.calls import AttentionCall, Role
+from entropy_monitor.hooks.head_sigmas import HeadSigmaCache
+from entropy_monitor.hooks.layer_sigmas import LayerSigmas
 from entropy_monitor.hooks.maps import evidence_map, full_map
 from entropy_monitor.hooks.projections import Projection, WeightPart
 from entropy_monitor.hooks.reading import CallReading, RowCount
+from entropy_monitor.hooks.storage import version_of
 from entropy_monitor.hooks.unread import UnreadError
 from entropy_monitor.hooks.visibility import Visibility, sample
 
@@ -119,7 +122,6 @@ class Recorder:
 
     Args:
         rows: query rows to read of each sequence, or "all".
-        keep_evidence: keep a pooled attention map of each call, for alerts.
         want_map: which heads' full maps to keep, by layer and call: None for none, a list of heads, or "all".
 
     Attributes:
@@ -132,23 +134,31 @@ class Recorder:
         self,
         rows: RowCount,
         *,
-        keep_evidence: bool = False,
         want_map: Callable[[str], list[int] | str | None] | None = None,
     ) -> None:
         self.layers: dict[str, LayerParts] = {}
         self.rejected: dict[str, str] = {}
         self.full_maps: dict[str, list[Tensor]] = {}
         self._rows = rows
-        self._keep_evidence = keep_evidence
         self._want_map = want_map
         self._order: dict[tuple[str, int], int] = {}  # of execution, by layer and call
         self._indices: dict[str, int] = {}
+        self._head_sigmas = HeadSigmaCache()
+        self._layer_sigmas = LayerSigmas()
         self._lock = threading.RLock()  # a model may run on several threads
         self.begin(0)
 
-    def begin(self, step: int) -> None:
-        """Forget what was read and read for another step."""
+    def begin(self, step: int, suspects: Collection[str] = ()) -> None:
+        """Forget what was read and read for another step.
+
+        Args:
+            step: its number.
+            suspects: layers of which a pooled attention map is kept, for alerts.
+        """
         self._step = step
+        self._suspects = suspects
+        self._head_sigmas.begin()
+        self._layer_sigmas.begin()
         self._readings: dict[tuple[str, int], CallReading] = {}
         self._sigmas: dict[tuple[str, Role], Tensor] = {}
         self._broken: set[tuple[str, int]] = set()
@@ -185,7 +195,9 @@ class Recorder:
             parts.sharded |= projection.shard is not None
             # Beside queries that are split, the heads of a whole W_K that are used here may not be all.
             if projection.is_whole and (projection.is_all or not parts.sharded):
-                self._sigmas[layer, role] = measures.largest_singular_value(projection.matrix())
+                self._sigmas[layer, role] = self._layer_sigmas.sigma(
+                    layer, role, projection.matrix(), _versions(projection)
+                )
             if projection.shard is None and (part := projection.part_of_parameter()) is not None:
                 parts.weights[role] = part
 
@@ -193,6 +205,7 @@ class Recorder:
         """See `Receiver`."""
         with self._lock:
             self._sigmas.pop((layer, role), None)
+            self._layer_sigmas.forget(layer, role)
             parts = self.layers.get(layer)
             if parts is not None:
                 parts.projections.pop(role, None)
@@ -242,10 +255,10 @@ class Recorder:
         reading = self._readings.get(key)
         if reading is None:
             reading = self._readings[key] = CallReading(call)
-            if self._keep_evidence:
+            if call.layer in self._suspects:
                 reading.map = evidence_map(call)
         try:
-            reading.add(call, self._rows_of(call))
+            reading.add(call, self._rows_of(call), self._head_sigmas.of(call))
         except Exception:
             # The rest of a step's rows would pass for all of them.
             self._broken.add(key)
@@ -275,6 +288,12 @@ class Recorder:
         if call.call == 0:
             kept.clear()  # the maps of the latest forward
         kept.append(full_map(call, None if isinstance(heads, str) else heads))
+
+
+def _versions(projection: Projection) -> tuple[tuple[int, int], ...]:
+    """Changes when a projection's weight does. One that is computed anew is told by its parameters."""
+    tensors = projection.parameters or (projection.weight,)
+    return tuple((id(tensor), version_of(tensor)) for tensor in tensors)
 
 
 def _require_values(call: AttentionCall) -> None:

@@ -75,8 +75,8 @@ class WeightWatcher:
     def figures(self, layers: Sequence[str], device: torch.device) -> Tensor:
         """What was read.
 
-        On accelerators `update_sigma` is an upper bound and `update_entropy` is not known: both would need
-        eigenvalues, which wait for the device.
+        `update_sigma` and `update_entropy` of weights of more than 64 rows and columns are estimates; their
+        errors stand at `measures.update_spectrum`.
 
         Args:
             layers: qualified names.
@@ -103,21 +103,20 @@ class WeightWatcher:
 
     @torch.no_grad()
     def _read_before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not _has_closure(args, kwargs):
+        makes_gradients = _has_closure(args, kwargs)
+        if not makes_gradients:
             self._read_gradients(optimizer)
         for key, part in self._parts_of(optimizer):
-            if key[1] in _UPDATED:
-                self._before[key] = part.matrix()
+            if key[1] in _UPDATED and (makes_gradients or part.parameter.grad is not None):
+                self._before[key] = part.place.read(part.parameter).clone()
 
     @torch.no_grad()
     def _read_after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if _has_closure(args, kwargs):  # it made the gradients within the step
             self._read_gradients(optimizer)
         for key, part in self._parts_of(optimizer):
-            if key in self._before:
-                before = self._before.pop(key)
-                if part.parameter.grad is not None:
-                    self._updates[key] = part.matrix() - before
+            if (before := self._before.pop(key, None)) is not None and part.parameter.grad is not None:
+                self._updates[key] = _difference(part.place.read(part.parameter), before)
 
     def _read_gradients(self, optimizer: Optimizer) -> None:
         scale = getattr(optimizer, "grad_scale", None)  # a fused step under GradScaler unscales inside
@@ -155,21 +154,17 @@ class WeightWatcher:
             linf = torch.stack([linf for linf, _ in gradients]).max()
             l2 = torch.linalg.vector_norm(torch.stack([l2 for _, l2 in gradients]))
         if len(updates) == len(_UPDATED):
-            if device.type == "cpu":
-                norms, entropies = zip(*(measures.spectrum(u) for u in updates), strict=True)
-                sigma, entropy = torch.stack(norms).max(), _joint_entropy(updates, entropies)
-            else:
-                sigma = torch.stack([measures.largest_singular_value(u) for u in updates]).max()
+            sigma, _, entropy = measures.joint_spectrum([measures.update_spectrum(u) for u in updates])
         return torch.stack([x.to(device, torch.float32) for x in (linf, l2, sigma, entropy)])
 
 
-def _joint_entropy(updates: Sequence[Tensor], entropies: Sequence[Tensor]) -> Tensor:
-    """Spectral entropy of all singular values together, by the chain rule: `Σ w_i H_i - Σ w_i log w_i`."""
-    energies = torch.stack([u.square().sum() for u in updates])
-    shares = energies / energies.sum()
-    within = torch.where(shares > 0, shares * torch.stack(list(entropies)), 0.0).sum()
-    between: Tensor = torch.special.entr(shares).sum()
-    return within + between
+def _difference(after: Tensor, before: Tensor) -> Tensor:
+    """The update as a matrix `[H · d_head, d_model]`, in place of the copy where its dtype allows."""
+    if before.dtype in (torch.float32, torch.float64):
+        update = torch.sub(after, before, out=before)
+    else:
+        update = after.float() - before.float()
+    return update.flatten(0, 1).transpose(1, 2).flatten(0, 1)
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -186,7 +181,10 @@ def _is_sharded(parameter: Tensor) -> bool:
 
 
 def _norms(gradient: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    g = gradient.detach().float()
-    if scale is not None:
-        g = g / scale
-    return g.abs().max(), torch.linalg.vector_norm(g)
+    """Largest entry and Euclidean norm, without a copy of the gradient."""
+    g = gradient.detach()
+    # Not vector_norm(ord=inf), which runs at a tenth of the memory's speed on the CPU.
+    smallest, largest = torch.aminmax(g)
+    linf = torch.maximum(-smallest, largest).float()
+    l2 = torch.linalg.vector_norm(g, dtype=torch.float64 if g.dtype == torch.float64 else torch.float32)
+    return (linf, l2) if scale is None else (linf / scale, l2 / scale)

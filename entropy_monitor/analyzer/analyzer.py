@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from entropy_monitor.analyzer.detector import Finding
 from entropy_monitor.analyzer.evidence import Evidence
 from entropy_monitor.analyzer.lifecycle import AlertBook
@@ -44,6 +46,15 @@ class Analyzer:
     def open_alerts(self) -> tuple[Alert, ...]:
         """The alerts that are open, oldest first."""
         return self._book.open_alerts
+
+    @property
+    def suspects(self) -> frozenset[str]:
+        """Layers with an alert, or with heads for which the next record may open one."""
+        index, near = self._index, np.zeros(len(self._index), dtype=np.bool_)
+        for detector in self._detectors:
+            slots = detector.near()
+            near[: len(slots)] |= slots
+        return frozenset(index.layers[i] for i in set(index.layer[near].tolist()))
 
     def update(self, record: Record) -> list[AlertEvent]:
         """Take in one measured step.

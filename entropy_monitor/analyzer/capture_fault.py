@@ -19,7 +19,7 @@ from entropy_monitor.analyzer.detector import Finding, Words
 from entropy_monitor.analyzer.latch import Latch
 from entropy_monitor.analyzer.layer_groups import LayerGroup, LayerGroups
 from entropy_monitor.analyzer.reading import Reading
-from entropy_monitor.analyzer.slots import SlotArrays, State
+from entropy_monitor.analyzer.slots import BoolArray, SlotArrays, State
 from entropy_monitor.analyzer.thresholds import Thresholds
 from entropy_monitor.phrases import number
 
@@ -54,6 +54,10 @@ class CaptureFault:
         if self._wrong.idle:
             return []
         return [self._finding(group) for group in self._groups.of(reading.index, self._wrong.on)]
+
+    def near(self) -> BoolArray:
+        """See `Detector.near`."""
+        return self._wrong.near
 
     def describe(self, finding: Finding, evidence: Mapping[str, Any]) -> Words:
         """See `Detector.describe`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from entropy_monitor.analyzer.reading import Reading
-from entropy_monitor.analyzer.slots import State
+from entropy_monitor.analyzer.slots import BoolArray, State
 from entropy_monitor.analyzer.thresholds import Thresholds
 from entropy_monitor.records import Severity
 
@@ -57,6 +57,13 @@ class Detector(Protocol):
         """Take in a record; all that is wrong now, at most one finding a layer.
 
         A layer that this record did not measure keeps the finding that it had.
+        """
+        ...
+
+    def near(self) -> BoolArray:
+        """Per slot, whether it is, or may with the next record be, part of a finding about some heads.
+
+        Shape [slots], or shorter where the last of them are not.
         """
         ...
 

@@ -55,6 +55,10 @@ class EntropyCollapse:
         groups = (group for group in self._groups.of(index, low) if on[group.number])
         return [self._finding(group, int(judged[group.number])) for group in groups]
 
+    def near(self) -> BoolArray:
+        """See `Detector.near`."""
+        return self._low.near
+
     def describe(self, finding: Finding, evidence: Mapping[str, Any]) -> Words:
         """See `Detector.describe`."""
         verb = "has collapsed" if finding.severity == "severe" else "is collapsing"

@@ -30,6 +30,12 @@ class Latch:
         return on
 
     @property
+    def near(self) -> BoolArray:
+        """Per slot, whether it is on or one more record could switch it on. Shape [slots]."""
+        near: BoolArray = self._state["ill"] >= max(1, self._on_after - 1)
+        return near | self.on
+
+    @property
     def idle(self) -> bool:
         """Whether no slot is on, nor about to be."""
         return self._idle

@@ -13,7 +13,7 @@ from entropy_monitor.analyzer.detector import Finding, Words
 from entropy_monitor.analyzer.latch import Latch
 from entropy_monitor.analyzer.layer_groups import LayerGroup, LayerGroups
 from entropy_monitor.analyzer.reading import Reading
-from entropy_monitor.analyzer.slots import SlotArrays, State
+from entropy_monitor.analyzer.slots import BoolArray, SlotArrays, State
 from entropy_monitor.analyzer.thresholds import Thresholds
 from entropy_monitor.phrases import number
 
@@ -55,6 +55,10 @@ class LogitExplosion:
         if self._high.idle:
             return []
         return [self._finding(group) for group in self._groups.of(reading.index, self._high.on)]
+
+    def near(self) -> BoolArray:
+        """See `Detector.near`."""
+        return self._high.near
 
     def describe(self, finding: Finding, evidence: Mapping[str, Any]) -> Words:
         """See `Detector.describe`."""

@@ -12,7 +12,7 @@ from entropy_monitor.analyzer.detector import Finding, Words
 from entropy_monitor.analyzer.latch import Latch
 from entropy_monitor.analyzer.layer_groups import LayerGroups
 from entropy_monitor.analyzer.reading import Reading
-from entropy_monitor.analyzer.slots import State
+from entropy_monitor.analyzer.slots import BoolArray, State
 from entropy_monitor.analyzer.thresholds import Thresholds
 from entropy_monitor.phrases import number
 
@@ -58,6 +58,10 @@ class NonFinite:
         if self._loss.on[0]:
             findings.append(Finding("", (), 0, "severe", int(self._loss.since[0]), 0.0))
         return findings
+
+    def near(self) -> BoolArray:
+        """See `Detector.near`."""
+        return self._heads.near
 
     def describe(self, finding: Finding, evidence: Mapping[str, Any]) -> Words:
         """See `Detector.describe`."""

@@ -12,7 +12,7 @@ from entropy_monitor.analyzer import advice, wording
 from entropy_monitor.analyzer.detector import Finding, Words
 from entropy_monitor.analyzer.latch import Latch
 from entropy_monitor.analyzer.reading import Reading
-from entropy_monitor.analyzer.slots import SlotArrays, State
+from entropy_monitor.analyzer.slots import BoolArray, SlotArrays, State
 from entropy_monitor.analyzer.thresholds import Thresholds
 from entropy_monitor.phrases import number, percent
 
@@ -54,6 +54,10 @@ class UniformAttention:
         since = int(self._stuck.since[0])
         self._open |= reading.step - since >= self._limits.uniform_steps
         return [self._finding(reading, since)] if self._open else []
+
+    def near(self) -> BoolArray:
+        """See `Detector.near`."""
+        return np.zeros(0, dtype=np.bool_)  # it is about all heads
 
     def describe(self, finding: Finding, evidence: Mapping[str, Any]) -> Words:
         """See `Detector.describe`."""

@@ -6,6 +6,7 @@ autocast off and without gradients.
 
 from __future__ import annotations
 
+from entropy_monitor.measures.activations import activation_norm, norm_at_least
 from entropy_monitor.measures.bounds import (
     critical_sigma,
     entropy_lower_bound,
@@ -18,6 +19,8 @@ from entropy_monitor.measures.floors import (
     floor_row,
     floor_weights,
 )
+from entropy_monitor.measures.head_norms import bias_norm, head_norm, head_norms
+from entropy_monitor.measures.leading import leading_singular_value
 from entropy_monitor.measures.masks import hidden, hidden_logits, is_two_valued
 from entropy_monitor.measures.rows import (
     RowStatistics,
@@ -43,12 +46,16 @@ from entropy_monitor.measures.spectral import (
     spectrum,
     update_spectral_norm_bound,
 )
+from entropy_monitor.measures.update_spectrum import UpdateSpectrum, joint_spectrum, update_spectrum
 
 __all__ = [
     "ROUNDING_TOLERANCE",
     "RowStatistics",
+    "UpdateSpectrum",
+    "activation_norm",
     "attention_entropy",
     "attention_map",
+    "bias_norm",
     "critical_sigma",
     "effective_learning_rate",
     "entropy_from_maps",
@@ -59,11 +66,16 @@ __all__ = [
     "floor_paper",
     "floor_row",
     "floor_weights",
+    "head_norm",
+    "head_norms",
     "hidden",
     "hidden_logits",
     "is_two_valued",
+    "joint_spectrum",
     "largest_singular_value",
+    "leading_singular_value",
     "minimising_logits",
+    "norm_at_least",
     "row_statistics",
     "row_statistics_from_logits",
     "row_statistics_from_weights",
@@ -75,4 +87,5 @@ __all__ = [
     "systematic_rows",
     "systematic_standard_error",
     "update_spectral_norm_bound",
+    "update_spectrum",
 ]

@@ -10,20 +10,25 @@ from torch import Tensor
 
 from entropy_monitor.errors import ConfigurationError
 
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: its multiples mod 2^64 fill the circle evenly
-_RESOLUTION = 20  # bits of an offset; 2^20 · 10^6 rows · 10^6 rows still fits int64
+_BITS = 20  # of a place within a stratum; 2^20 · 10^6 rows fit int64 with room
+_UNIT = 2**_BITS
+_GOLDEN = round(_UNIT * (math.sqrt(5) - 1) / 2)  # from one stratum to the next
+_SILVER = 0x6A09E667F3BCC908  # 2^64 · (√2 - 1), from one step to the next
 
 
-def systematic_rows(
+def stratified_rows(
     num_rows: int,
     count: int | Literal["all"],
     step: int,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Choose query rows in equal strides; over the steps every row is read equally often.
+    """Choose one query row from each of `count` equal strata; over the steps all are read equally often.
 
-    The offset is `frac(step / golden ratio)` strides: it depends on nothing but the step, so every
-    layer, rank and recomputation reads the same rows and no random state is touched.
+    In stratum k the row lies at `frac(k · 0.618… + step · 0.414…)` of its length: the golden ratio spreads
+    any few neighbours evenly, so that a trend over the rows, such as a causal mask makes, averages out, and
+    what repeats every few rows (lines of an image) does not fall into step with the sample. The places depend
+    on nothing but the step, so every layer, rank and recomputation reads the same rows and no random state
+    is touched. Where most rows are to be read, those left out are chosen in this way.
 
     Args:
         num_rows: number of query rows Tq, at most 10^6.
@@ -44,27 +49,45 @@ def systematic_rows(
         count = num_rows
     elif not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ConfigurationError(f"rows must be a positive integer or 'all', got {count!r}")
+    places = torch.arange(min(count, num_rows), dtype=torch.int64, device=device)
     if count >= num_rows:
-        return torch.arange(num_rows, dtype=torch.int64, device=device)
-    offset = (step * _GOLDEN % 2**64) >> (64 - _RESOLUTION)
-    strides = torch.arange(count, dtype=torch.int64, device=device) * 2**_RESOLUTION + offset
-    rows: Tensor = (strides * num_rows).div(count * 2**_RESOLUTION, rounding_mode="floor")
-    return rows
+        return places
+    # Rows of neighbouring strata are at least 0.618 strata apart: distinct where that is a row.
+    if count * _UNIT <= num_rows * _GOLDEN:
+        return _one_of_each_stratum(places, num_rows, step)
+    left_out = _one_of_each_stratum(places[: num_rows - count], num_rows, step)
+    before = left_out - places[: num_rows - count]  # how many are read before each that is left out
+    return places + torch.searchsorted(before, places, right=True)
+
+
+def rows_for(count: int, tokens: int, batch: int) -> int:
+    """How many rows to read of each sequence so that a small batch is read about as precisely as others.
+
+    The errors of the sequences average out, until what they have in common remains: where there is only one,
+    it takes twice the rows.
+
+    Args:
+        count: rows for batches of two and more.
+        tokens: number of query rows Tq.
+        batch: sequences.
+    """
+    return min(tokens, 2 * count if batch == 1 else count)
 
 
 @torch.no_grad()
-def systematic_standard_error(values: Tensor, weights: Tensor, num_rows: int) -> Tensor:
-    """Standard error of each head's mean that comes from reading systematic rows only.
+def stratified_standard_error(values: Tensor, weights: Tensor, num_rows: int) -> Tensor:
+    """Standard error of each head's mean that comes from reading `stratified_rows` only.
 
-    With `y_r` the mean over the batch at a position, by weight, and `f = R / num_rows`:
+    With `w_r` the weight at a position, summed over the batch, `y_r` the mean there by weight, `ȳ` the mean
+    over all and `e_r = w_r (y_r - ȳ)`, over the n positions with a weight:
 
-        var = (1 - f) / R · Σ_r (y_{r+1} - y_r)² / (2 (R - 1)) + (1 - f²) / 12 · ((y_R - y_1) / R)²
+        se = (1 + 2/n) / Σ_r w_r · √( (1 - R / num_rows) · R · Σ_r (e_{r+1} - e_r)² / (2 (R - 1)) )
 
-    The first term, successive differences (Wolter, Introduction to Variance Estimation, chapter 8),
-    leaves out a trend over the rows such as a causal mask makes, which equal strides average out,
-    but for what the second term holds: rows that start early or late in their stride read a trend
-    too low or too high at its ends. Positions without a valid row are skipped. What another batch
-    would have given is not in it. Nothing here waits for the device.
+    Successive differences (Wolter, Introduction to Variance Estimation, 2nd ed., chapter 8) pair neighbouring
+    strata and leave out most of a trend over the rows; `e_r` is the linearised ratio of sums (there, chapter
+    6), for batches with padding. The first factor is about that of Student's distribution, so that ± 1.96 se
+    holds in 95 % of cases also with few rows. What another batch would have given is not in it. Nothing here
+    waits for the device.
 
     Args:
         values: `[B, H, R]`, a figure of each row read, rows ascending.
@@ -88,17 +111,23 @@ def systematic_standard_error(values: Tensor, weights: Tensor, num_rows: int) ->
         return values.new_zeros(H)
     if R < 2:
         return values.new_full((H,), math.nan)
-    w = weights.to(values.dtype).expand_as(values)
-    total = w.sum(0)
-    y = torch.where(w > 0, w * values, 0.0).sum(0) / total
-    # Valid positions first, in order, so that neighbours in the sorted rows are successive valid
-    # positions.
-    valid, order = (total > 0).sort(dim=-1, descending=True, stable=True)
-    y = y.gather(-1, order)
-    squares = torch.where(valid[:, 1:], y.diff(dim=-1).square(), 0.0).sum(-1)
-    n = valid.sum(-1)
-    last = y.gather(-1, (n - 1).clamp(min=0)[:, None])[:, 0]
-    read = R / num_rows
-    variance = (1 - read) * squares / (2 * n * (n - 1))
-    variance = variance + (1 - read**2) / 12 * ((last - y[:, 0]) / n).square()
-    return torch.where(n >= 2, variance.sqrt(), math.nan)
+    w = weights.to(values.dtype)
+    position = w.expand_as(values).sum(0)
+    sums = torch.where(w > 0, w * values, 0.0).sum(0)
+    total = position.sum(-1, keepdim=True)
+    residual = sums - position * (sums.sum(-1, keepdim=True) / total)
+    n = (position > 0).sum(-1, dtype=values.dtype)
+    scale = math.sqrt((1 - R / num_rows) * R / (2 * (R - 1)))
+    se = scale * torch.linalg.vector_norm(residual.diff(dim=-1), dim=-1) / total[:, 0] * (1 + 2 / n)
+    return torch.where(n >= 2, se, math.nan)
+
+
+def _one_of_each_stratum(strata: Tensor, num_rows: int, step: int) -> Tensor:
+    shift = (step * _SILVER % 2**64) >> (64 - _BITS)
+    within = (strata * _GOLDEN + shift) % _UNIT
+    rows: Tensor = ((strata * _UNIT + within) * num_rows).div(len(strata) * _UNIT, rounding_mode="floor")
+    return rows
+
+
+systematic_rows = stratified_rows
+systematic_standard_error = stratified_standard_error

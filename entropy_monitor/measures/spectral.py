@@ -57,12 +57,12 @@ def spectral_norm_bound(w: Tensor, squarings: int = _SQUARINGS) -> Tensor:
     Raises:
         ConfigurationError: if w is not a floating matrix or squarings is negative.
     """
-    _require_matrix(w)
+    require_matrix(w)
     if squarings < 0:
         raise ConfigurationError(f"squarings must be 0 or more, got {squarings}")
     with exact(w.device):
         g, factor = grams(w)
-        norm: Tensor = factor * power_bound(g, squarings).sqrt() * _safety(w)
+        norm: Tensor = factor * power_bound(g, squarings).sqrt() * safety(w)
         return norm
 
 
@@ -100,7 +100,7 @@ def sigma_qk(w_q: Tensor, w_k: Tensor, *, bound: bool | None = None) -> Tensor:
     Raises:
         ConfigurationError: if the shapes do not fit.
     """
-    _require_heads(w_q, w_k)
+    require_heads(w_q, w_k)
     if bound is None:
         bound = w_q.device.type != "cpu"
     dtype = working_dtype(w_q, w_k)
@@ -112,7 +112,7 @@ def sigma_qk(w_q: Tensor, w_k: Tensor, *, bound: bool | None = None) -> Tensor:
         group = w_q.shape[0] // w_k.shape[0]
         B, factor_k = B.repeat_interleave(group, dim=0), factor_k.repeat_interleave(group, dim=0)
         top = _product_bound(A, B) if bound else _product_top(A, B)
-        norm = factor_q * factor_k * top.sqrt() * _safety(w_q)
+        norm = factor_q * factor_k * top.sqrt() * safety(w_q)
         # Rounding to float32 must not undo the upper side.
         return (norm * (1 + torch.finfo(dtype).eps)).to(dtype)
 
@@ -148,14 +148,14 @@ def spectrum(w: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ConfigurationError: if w is not a floating matrix.
     """
-    _require_matrix(w)
+    require_matrix(w)
     with exact(w.device):
         g, factor = grams(w)
         if g.shape[-1] == 0:
             return factor, torch.full_like(factor, math.nan)
         values = torch.linalg.eigvalsh(g).clamp(min=0)
         p = values / values.sum(-1, keepdim=True)  # 0 / 0 for a zero matrix
-        norm = factor * values[..., -1].sqrt() * _safety(w)
+        norm = factor * values[..., -1].sqrt() * safety(w)
         return norm, torch.special.entr(p).sum(-1) + 0 * factor
 
 
@@ -177,7 +177,7 @@ def update_spectral_norm_bound(mean: Tensor, std: Tensor) -> Tensor:
     Raises:
         ConfigurationError: if the two are not floating matrices of one shape.
     """
-    _require_matrix(mean)
+    require_matrix(mean)
     if mean.shape != std.shape:
         raise ConfigurationError(
             f"mean and std must have one shape, got {tuple(mean.shape)} and {tuple(std.shape)}"
@@ -207,32 +207,35 @@ def _product_bound(A: Tensor, B: Tensor) -> Tensor:
     bounds stands in.
     """
     apart = power_bound(A, _SQUARINGS) * power_bound(B, _SQUARINGS)
-    L, failed = torch.linalg.cholesky_ex(_shifted(A))
-    together = power_bound(matmul(matmul(L.mT, _shifted(B)), L), _SQUARINGS)
+    L, failed = torch.linalg.cholesky_ex(shifted(A))
+    together = power_bound(matmul(matmul(L.mT, shifted(B)), L), _SQUARINGS)
     return torch.where(failed > 0, apart, together)
 
 
-def _shifted(G: Tensor) -> Tensor:
+def shifted(G: Tensor) -> Tensor:
+    """Gram matrices raised by more than their rounding: upper bounds stay such, and Cholesky succeeds."""
     trace = G.diagonal(dim1=-2, dim2=-1).sum(-1)
     shift = _JITTER * torch.finfo(G.dtype).eps * trace
     return G + shift[..., None, None] * torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
 
 
-def _safety(w: Tensor) -> float:
+def safety(w: Tensor) -> float:
     """Factor above 1 that lifts a norm over the rounding of its Gram matrix."""
     dtype = working_dtype(w)
     inner = max(4, *w.shape[-2:])
     return 1 + math.sqrt(inner) * torch.finfo(dtype).eps
 
 
-def _require_matrix(w: Tensor) -> None:
+def require_matrix(w: Tensor) -> None:
+    """Raise unless w is floating `[..., m, n]`."""
     if w.dim() < 2 or not w.dtype.is_floating_point:
         raise ConfigurationError(
             f"a floating matrix [..., m, n] is needed, got {w.dtype} of shape {tuple(w.shape)}"
         )
 
 
-def _require_heads(w_q: Tensor, w_k: Tensor) -> None:
+def require_heads(w_q: Tensor, w_k: Tensor) -> None:
+    """Raise unless these are `[H, d_model, d_head]` and `[Hk, d_model, d_head]`, Hk a divisor of H."""
     shapes = f"got {tuple(w_q.shape)} and {tuple(w_k.shape)}"
     if w_q.dim() != 3 or w_k.dim() != 3 or w_q.shape[-1] != w_k.shape[-1]:
         raise ConfigurationError(f"w_q and w_k must be [heads, d_model, d_head] with one d_head, {shapes}")

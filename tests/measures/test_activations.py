@@ -35,10 +35,15 @@ def test_bounds_on_both_sides(kind: str, shape: tuple[int, int]) -> None:
     x = MATRICES[kind](*shape)
     true = true_norm(x)
     least, most = norm_at_least(x).double(), activation_norm(x).double()
-    assert (least <= true * (1 + 1e-5)).all()
+    assert (least <= true * (1 + 1e-4)).all()
     assert (most >= true).all()
-    assert (most <= true * (1.03 if min(shape) <= 256 else 1.7)).all()
-    assert (least >= (1 - 1e-5) * true / min(shape) ** 0.5).all()
+    assert (most <= true * (1.06 if min(shape) <= 256 else 1.7)).all()
+    assert (least >= (1 - 1e-4) * true / min(shape) ** 0.5).all()
+
+
+def test_equal_singular_values_are_the_worst_case() -> None:
+    x = torch.linalg.qr(random(500, 64)).Q
+    assert 1.13 < activation_norm(x) < 64 ** (1 / 32) * 1.0001
 
 
 def test_the_lower_bound_is_near_where_one_direction_dominates() -> None:
