@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from overhead import SHAPES, Block, Shape, timed
+from models import SHAPES, Block, Shape, timed
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 

@@ -23,6 +23,7 @@ from entropy_monitor.hooks import (
 )
 from entropy_monitor.hooks.recorder import LayerParts
 from entropy_monitor.hooks.structure import is_within, unseen_attention, whole_model
+from entropy_monitor.plan import Plan
 
 logger = logging.getLogger("entropy_monitor")
 
@@ -62,12 +63,17 @@ class Coverage:
         self._layers = 0
         self._added_before: set[nn.Module] = set()
 
-    def describe(self) -> Description:
-        """What was found; waits for the device, where masks lie."""
-        return self.snapshot()()
+    def describe(self, plan: Plan | None = None) -> Description:
+        """What was found; waits for the device, where masks lie. See `snapshot`."""
+        return self.snapshot(plan)()
 
-    def snapshot(self) -> Callable[[], Description]:
-        """What is known now; what is returned puts it in words, on any thread, and waits for the device."""
+    def snapshot(self, plan: Plan | None = None) -> Callable[[], Description]:
+        """What is known now; what is returned puts it in words, on any thread, and waits for the device.
+
+        Args:
+            plan: how many rows are read and how often, of a training.
+        """
+        rows, every = (None, None) if plan is None else (plan.rows, plan.every)
         compiled = self._compiled(self._recorder.layers)
         read = [(n, replace(p), n in compiled) for n, p in list(self._recorder.layers.items()) if p.calls]
         missed = tuple(NotCovered(name, reason) for name, reason in self.missed().items())
@@ -79,7 +85,14 @@ class Coverage:
         candidates = () if read else tuple(attention_candidates(self._model))
         faults, kind = dict(self._guard.faults), type(self._model).__name__
         return lambda: Description(
-            kind, tuple(_layer(*each) for each in read), missed, softmaxes, candidates, faults
+            kind,
+            tuple(_layer(*each) for each in read),
+            missed,
+            softmaxes,
+            candidates,
+            faults,
+            rows,
+            every,
         )
 
     def news(self) -> bool:
@@ -166,11 +179,12 @@ class Coverage:
         }
 
 
-def plan(description: Description) -> dict[str, Any]:
+def as_plan(description: Description) -> dict[str, Any]:
     """A description as the run directory keeps it: by layer how it is measured, or why it is not."""
     found: dict[str, Any] = {}
     for layer in description.layers:
         found[layer.layer] = {name: value for name, value in vars(layer).items() if name != "layer"}
+        found[layer.layer] |= {"rows": description.rows, "every": description.every}
     for item in description.not_covered:
         found.setdefault(item.module, {})["not_covered"] = item.reason
     return found
@@ -188,6 +202,7 @@ def _layer(name: str, parts: LayerParts, compiled: bool) -> LayerDescription:
         parts.calls,
         "not known" if parts.visibility is None else parts.visibility.in_words(),
         "compiled" if compiled else "eager",
+        parts.reading,
         {str(role): how for role, how in parts.projections.items()},
         {str(role): why for role, why in parts.reasons.items() if role not in parts.projections},
         parts.ranks,

@@ -28,6 +28,7 @@ class LayerDescription:
         calls: attention calls within one forward.
         mask: what its rows see, by its first measured call: `none`, `causal`, `window of 5 + padding`, …
         mode: `eager` or `compiled`.
+        reading: which rows were read last, and how.
         projections: role to how the weight was identified.
         reasons: role to why the weight is not known.
         ranks: the processes that work on the same sequences with parts of its weights, or of others' near
@@ -44,6 +45,7 @@ class LayerDescription:
     calls: int
     mask: str
     mode: str
+    reading: str = ""
     projections: Mapping[str, str] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     ranks: Sequence[int] = ()
@@ -80,6 +82,8 @@ class Description:
         softmaxes: modules with a softmax that is taken for no attention, such as the choice of an expert.
         candidates: before the first measured forward, the modules that may compute attention.
         faults: how often each part of the reading failed.
+        rows: query rows that a training's monitor reads of each sequence now, or "all"; None of no training.
+        every: steps between its measurements now.
     """
 
     model: str
@@ -88,6 +92,8 @@ class Description:
     softmaxes: tuple[NotCovered, ...] = ()
     candidates: tuple[str, ...] = ()
     faults: Mapping[str, int] = field(default_factory=dict)
+    rows: int | str | None = None
+    every: int | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -116,6 +122,8 @@ class Description:
             calls = sum(layer.calls for layer in self.layers)
             layers = _count(len(self.layers), "layer")
             yield f"{self.model}: measured are {_count(calls, 'attention call')} in {layers}."
+            if self.every is not None:
+                yield f"Read are {self.rows} rows of each sequence, in 1 step of {self.every}."
             yield from _table(self.layers)
         if self.not_covered:
             yield "Not covered:"
@@ -138,6 +146,7 @@ _COLUMNS: dict[str, Callable[[LayerDescription], str]] = {
     "calls": lambda d: str(d.calls),
     "mask": lambda d: d.mask,
     "mode": lambda d: d.mode,
+    "reading": lambda d: d.reading,
 }
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,8 +19,8 @@ from torch.optim import Optimizer
 from entropy_monitor import options as opt
 from entropy_monitor.alerting import Alerting
 from entropy_monitor.analyzer import Analyzer, Thresholds
-from entropy_monitor.capture import check_model, check_rows
-from entropy_monitor.coverage import Coverage, plan
+from entropy_monitor.capture import check_model
+from entropy_monitor.coverage import Coverage, as_plan
 from entropy_monitor.delivery import Delivery, open_sinks
 from entropy_monitor.describe import Description
 from entropy_monitor.errors import AttentionNotFoundError
@@ -27,7 +28,8 @@ from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Harvest, Recorder, Watcher, WeightWatcher
 from entropy_monitor.hooks.weights import UPDATE_FIGURES
 from entropy_monitor.pipeline import Pipeline
-from entropy_monitor.records import Alert, Sink
+from entropy_monitor.plan import BUDGET, Plan
+from entropy_monitor.records import Alert, Record, Sink
 from entropy_monitor.scalars import Number, check_scalars
 from entropy_monitor.schedule import Schedule
 from entropy_monitor.step_report import StepReport
@@ -35,7 +37,7 @@ from entropy_monitor.store import RunWriter, next_session
 
 __all__ = ["EntropyMonitor", "StepReport"]
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 _STORE_CAPACITY = 65_536  # records and alerts that may wait for the disk
 _SINK_CAPACITY = 1_024  # and for a logger
 _ENDING = "ending a step"
@@ -53,6 +55,8 @@ class EntropyMonitor:
     measured; nothing is added to other steps. Forwards in eval mode or without gradients are left out. After
     the first `step()` nothing raises: what fails is logged once, counted in `faults` and left out.
 
+    What you give for `every` and `rows` is kept; "auto" adapts to what is measured, and says so in the log.
+
     In distributed training every rank measures and stores what it holds; loggers and `on_alert` are rank 0's.
 
     Args:
@@ -61,9 +65,14 @@ class EntropyMonitor:
             those columns are null.
         run_dir: where the run is kept; None makes a fresh directory below `runs/`. One that holds a run of
             the same model is continued.
-        every: steps between measurements.
-        rows: query rows to read of each sequence, evenly spaced, in places that change with the step; or
-            "all".
+        every: steps between measurements. "auto": 10, and twice, four times, … as many while measuring takes
+            more than the budget.
+        rows: query rows to read of each sequence, spread evenly, in places that change with the step; or
+            "all". "auto": 32, or 64 where a batch is one sequence; twice, four times, … as many while their
+            standard error is above a third of the batch-to-batch spread and the budget has room for it.
+        budget: share of the training's time that measuring may take, where `every` or `rows` is "auto"; it is
+            found by comparing the durations of whole steps. None: `every` stays, rows grow without a limit.
+            In distributed training "auto" does not adapt.
         loggers: sinks such as `TensorBoardLogger` and `WandbLogger`, each served by a thread of its own.
         on_alert: called with each alert that opens or becomes more severe, for example `print`; called within
             `step()`, so it should be quick.
@@ -97,8 +106,9 @@ class EntropyMonitor:
         *,
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         run_dir: str | os.PathLike[str] | None = None,
-        every: int = 10,
-        rows: int | Literal["all"] = 32,
+        every: int | Literal["auto"] = "auto",
+        rows: int | Literal["all", "auto"] = "auto",
+        budget: float | None = BUDGET,
         loggers: Sequence[Sink] = (),
         on_alert: Callable[[Alert], object] | None = None,
         thresholds: Thresholds | None = None,
@@ -109,7 +119,8 @@ class EntropyMonitor:
         opt.check_wrapper(model)
         opt.check_alone(model, list(_open))
         opt.check_every(every)
-        rows = check_rows(rows)
+        rows = opt.check_row_choice(rows)
+        budget = opt.check_budget(budget)
         sinks = opt.check_sinks(loggers)
         optimizers = opt.check_optimizers(optimizer, model)
         opt.check_on_alert(on_alert)
@@ -123,8 +134,10 @@ class EntropyMonitor:
 
         self._model = model
         self._guard = Guard()
-        self._schedule = Schedule(every)
-        self._recorder = Recorder(rows, keep_evidence=True)
+        # Ranks must measure the same, and know nothing of one another's clocks.
+        self._plan = Plan(rows, every, budget, fixed=opt.is_distributed())
+        self._schedule = Schedule(self._plan.every)
+        self._recorder = Recorder(self._plan.rows, adapt_to_batch=self._plan.adapt_to_batch)
         self._watcher = Watcher(model, self._recorder, self._guard, owners=owners, training_only=True)
         self._coverage = Coverage(model, self._recorder, self._watcher, self._guard)
         self._alerting = Alerting(Analyzer(limits), self._guard, on_alert)
@@ -135,13 +148,13 @@ class EntropyMonitor:
 
         # What may fail comes last, and the store last of it: an error leaves no run behind.
         self._store = RunWriter(self.run_dir, rank=rank)
-        settings = opt.settings(every, rows, owners, optimizers, limits)
+        settings = opt.settings(every, rows, budget, owners, optimizers, limits)
         launch = opt.launch(self.run_dir)
         session = next_session(self.run_dir, description, rank, launch)
         info = opt.run_info(description, settings, self.run_dir, session, rank, launch)
         open_sinks(info, (*sinks, self._store))
         self._delivery = Delivery([(self._store, _STORE_CAPACITY), *((s, _SINK_CAPACITY) for s in sinks)])
-        self._pipeline = Pipeline(self._alerting, self._delivery, self._guard)
+        self._pipeline = Pipeline(self._alerting, self._delivery, self._guard, self._observe)
         self._weights = WeightWatcher(optimizers, self._recorder.layers, self._guard)
         self._closed = False
         _open.add(self)
@@ -165,7 +178,7 @@ class EntropyMonitor:
 
         Print it; `.frame` is a DataFrame. Complete after the first measured step. Waits for the device.
         """
-        return self._coverage.describe()
+        return self._coverage.describe(self._plan)
 
     @property
     def faults(self) -> dict[str, int]:
@@ -210,7 +223,12 @@ class EntropyMonitor:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on as if never stopped: JSON-able. Waits for the device."""
         state = self._pipeline.state_dict()
-        return {"version": _STATE_VERSION, "schedule": self._schedule.state_dict(), **state}
+        return {
+            "version": _STATE_VERSION,
+            "schedule": self._schedule.state_dict(),
+            "plan": self._plan.state_dict(),
+            **state,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`; call before the first forward.
@@ -222,6 +240,8 @@ class EntropyMonitor:
         self._resumed = True
         self._pipeline.load_state_dict(state)
         self._schedule.load_state_dict(state["schedule"])
+        self._plan.load_state_dict(state["plan"])
+        self._follow_plan()
         if not self._closed:
             self._arm()
 
@@ -254,7 +274,7 @@ class EntropyMonitor:
 
     def _arm(self) -> None:
         """Measure the next forward."""
-        self._recorder.begin(self._schedule.next)
+        self._recorder.begin(self._schedule.next, self._alerting.suspects)
         self._weights.arm()
         self._watcher.arm()
 
@@ -296,13 +316,14 @@ class EntropyMonitor:
             self._guard.run("gathering figures", self._send_figures, now)
             self._guard.run("looking at what is covered", self._look_at_coverage)
         self._tell_if_blind(measured)
+        self._pipeline.receive()  # first: what is suspected and planned holds for the step that is armed now
+        self._guard.run("planning", self._revise_plan, now, measured)
         self._schedule.end(now, measured)
         if self._schedule.due:
             self._arm()
         elif self._watcher.armed:
             self._watcher.disarm()
             self._weights.disarm()
-        self._pipeline.receive()
         return StepReport(now, measured, self._pipeline.take_events())
 
     def _tell_if_blind(self, measured: bool) -> None:
@@ -317,10 +338,27 @@ class EntropyMonitor:
             )
 
     def _look_at_coverage(self) -> None:
-        """Keep the plan of the run; the store's thread writes it, since disks and devices are waited for."""
         if self._coverage.news():
-            snapshot = self._coverage.snapshot()
-            self._delivery.call(self._store, lambda: self._store.describe(plan(snapshot())))
+            self._keep_plan()
+
+    def _keep_plan(self) -> None:
+        """Keep how the run is measured; the store's thread does, for disks and devices are waited for."""
+        snapshot = self._coverage.snapshot(self._plan)
+        self._delivery.call(self._store, lambda: self._store.describe(as_plan(snapshot())))
+
+    def _observe(self, harvest: Harvest, record: Record) -> None:
+        entropy, error = (np.asarray(record.heads[name]) for name in ("entropy", "entropy_se"))
+        self._plan.observe(harvest.index, entropy, error)
+
+    def _revise_plan(self, now: int, measured: bool) -> None:
+        change = self._plan.end(now, measured)
+        if change is not None:
+            logger.info("entropy-monitor: from step %d on %s", now + 1, change)
+            self._follow_plan()
+            self._keep_plan()
+
+    def _follow_plan(self) -> None:
+        self._schedule.every, self._recorder.rows = self._plan.every, self._plan.rows
 
     def _send_figures(self, now: int) -> None:
         harvest = replace(self._recorder.harvest(), step=now)

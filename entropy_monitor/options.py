@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from entropy_monitor.analyzer import Thresholds
-from entropy_monitor.capture import check_owners, measure
+from entropy_monitor.capture import check_owners, check_rows, measure
 from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError, EntropyMonitorError
 from entropy_monitor.hooks import (
     attention_candidates,
@@ -39,11 +40,35 @@ _starts: Counter[Path] = Counter()  # how many runs this process began in each d
 
 
 def check_every(every: object) -> None:
-    """Raise unless `every` is a positive integer."""
+    """Raise unless `every` is a positive integer, or "auto"."""
+    if isinstance(every, str) and every == "auto":
+        return
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ConfigurationError(
-            f"every must be a positive integer (steps between measurements), got {every!r}"
+            f"every must be a positive integer (steps between measurements) or 'auto', got {every!r}"
         )
+
+
+def check_row_choice(rows: object) -> int | Literal["all", "auto"]:
+    """`rows` as a plain integer, "all" or "auto"."""
+    if isinstance(rows, str) and rows == "auto":
+        return "auto"
+    try:
+        return check_rows(rows)
+    except ConfigurationError:
+        raise ConfigurationError(f"rows must be a positive integer, 'all' or 'auto', got {rows!r}") from None
+
+
+def check_budget(budget: object) -> float | None:
+    """The budget as a float, or None."""
+    if budget is None:
+        return None
+    if isinstance(budget, (int, float)) and not isinstance(budget, bool) and 0 < budget < math.inf:
+        return float(budget)
+    raise ConfigurationError(
+        "budget must be a positive number (the share of the training's time that measuring may take, such as "
+        f"0.01) or None, got {budget!r}"
+    )
 
 
 def check_sinks(loggers: object) -> tuple[Sink, ...]:
@@ -120,7 +145,7 @@ def check_state(state: object, version: int) -> None:
             f"state is none that this package reads: its version is {found!r}, not {version}. "
             "Load what EntropyMonitor.state_dict() gave, or start without it"
         )
-    missing = sorted({"schedule", "analyzer", "scalars"} - set(state))
+    missing = sorted({"schedule", "plan", "analyzer", "scalars"} - set(state))
     if missing:
         raise ConfigurationError(f"state is incomplete: it has no {', '.join(missing)}")
 
@@ -282,8 +307,9 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 
 def settings(
-    every: int,
+    every: int | str,
     rows: int | str,
+    budget: float | None,
     owners: Sequence[str],
     optimizers: Sequence[Optimizer],
     thresholds: Thresholds,
@@ -292,6 +318,7 @@ def settings(
     return {
         "every": every,
         "rows": rows,
+        "budget": budget,
         "owners": list(owners),
         "optimizers": [type(o).__name__ for o in optimizers],
         "thresholds": asdict(thresholds),

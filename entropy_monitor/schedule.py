@@ -16,19 +16,21 @@ class Schedule:
         every: steps of a block.
 
     Attributes:
+        every: steps of a block; when it changes, the step that was measured last counts for its block of the
+            new length.
         next: the number that the coming step is expected to have.
     """
 
     def __init__(self, every: int) -> None:
         self.next = 0
-        self._every = every
+        self.every = every
         self._last: int | None = None
         self._measured: int | None = None
 
     @property
     def due(self) -> bool:
         """Whether the coming step is to be measured."""
-        return self._measured is None or self.next // self._every != self._measured // self._every
+        return self._measured is None or self.next // self.every != self._measured // self.every
 
     def number(self, step: object) -> int:
         """The number of the step that ends: the user's, or the expected one for None.

@@ -124,7 +124,8 @@ def full_map(call: AttentionCall, heads: list[int] | None) -> Tensor:
 def evidence_map(call: AttentionCall) -> Tensor:
     """`[H, r, c]`, r, c ≤ 64: the first sequence's attention at evenly spaced rows, keys in blocks."""
     _, _, tokens = call.shape
-    rows = measures.systematic_rows(tokens, EVIDENCE_SIZE, 0, call.rows.device)
+    count = min(tokens, EVIDENCE_SIZE)
+    rows = torch.arange(count, device=call.rows.device) * tokens // max(count, 1)
     if call.weights is not None:
         maps = _shares(call.weights[:1].index_select(2, rows))
     elif call.logits is not None:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from entropy_monitor import measures
-from entropy_monitor.hooks.calls import AttentionCall, fused_factors
-from entropy_monitor.hooks.explain import bias_norm, steepest
+from entropy_monitor.hooks.calls import AttentionCall
 from entropy_monitor.hooks.floors import floors
 from entropy_monitor.hooks.head_sigmas import HeadSigmas
-from entropy_monitor.measures import RowStatistics
+from entropy_monitor.hooks.statistics import read
 
 RowCount = int | Literal["all"]
 
@@ -52,6 +51,7 @@ class CallReading:
         self._sums: Tensor | None = None
         self._max_logit: Tensor | None = None
         self.map: Tensor | None = None
+        self.how = ""
 
     @torch.no_grad()
     def add(self, call: AttentionCall, rows: Tensor | None, sigmas: HeadSigmas) -> None:
@@ -60,14 +60,14 @@ class CallReading:
         if heads != self.heads:
             raise ValueError(f"{self.layer} had {self.heads} heads and now has {heads} within one step")
         self._sigmas = sigmas
-        stats, scale = _statistics(call, rows)
+        stats, scale, self.how = read(call, rows)
         valid = (stats.num_keys > 0).to(stats.entropy.dtype)
         count = valid.sum((0, 2))
         figures = floors(call, rows, stats, scale, sigmas)
         per_row = (stats.entropy, stats.num_keys.clamp(min=1).log(), *(f.expand_as(valid) for f in figures))
         # Over sequences and valid rows; a NaN in a valid row stays.
         sums = torch.where(valid > 0, torch.stack(per_row), 0.0).sum((1, 3))
-        error = measures.systematic_standard_error(stats.entropy, valid, tokens)
+        error = measures.stratified_standard_error(stats.entropy, valid, tokens)
         new = torch.cat([torch.stack([count, sums[0], error * count]), sums[1:]]).float()
         top = stats.max_logit.amax((0, 2)).float()
         self._sums = new if self._sums is None else self._sums + new
@@ -89,36 +89,3 @@ class CallReading:
                 *(x.to(count.device, torch.float32) for x in (s.sigma_q, s.sigma_k, s.sigma_qk)),
             ]
         )
-
-
-def _statistics(call: AttentionCall, rows: Tensor | None) -> tuple[RowStatistics, Tensor | None]:
-    """Row statistics, and the factor of q·k, broadcast over `[B, H, R]`; None where that is not known."""
-    i = call.inputs
-    if call.weights is not None and call.logits is not None:
-        return measures.row_statistics_from_weights(call.weights, call.logits, rows=rows), None
-    if call.logits is not None:
-        stats = measures.row_statistics_from_logits(call.logits, rows=rows)
-        if i is None or i.scale is None:
-            return stats, None
-        stats = stats._replace(bias_norm=bias_norm(i, call.logits, rows))
-    elif i is not None and isinstance(i.scale, float):
-        factor, softcap = fused_factors(i)
-        stats = measures.row_statistics(
-            i.q,
-            i.k,
-            mask=i.mask,
-            is_causal=i.is_causal,
-            scale=factor,
-            softcap=softcap,
-            rows=rows,
-            modify=i.modify,
-        )
-    else:
-        raise ValueError(f"attention call of {call.layer}: neither logits nor all that makes them")
-    scale = steepest(i)
-    if scale is None:
-        return stats, None
-    if isinstance(scale, Tensor):
-        return stats, scale.detach() if scale.dim() == 0 else scale.detach().squeeze(-1)
-    # Filled on the device: a copy from the host would wait for it.
-    return stats, torch.full((), scale, device=stats.entropy.device)

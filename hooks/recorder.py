@@ -88,6 +88,7 @@ class LayerParts:
         reasons: role to why its projection is not known.
         weights: the parameter behind each projection, and which part of it.
         ranks: see `AttentionCall`.
+        reading: which rows were read last, and by what.
         sharded: whether it has weights of which a process holds only a part, or that are copies of others'.
     """
 
@@ -104,6 +105,7 @@ class LayerParts:
     weights: dict[Role, WeightPart] = field(default_factory=dict)
     ranks: tuple[int, ...] = ()
     sharded: bool = False
+    reading: str = ""
 
     @classmethod
     def of(cls, index: int, call: AttentionCall) -> LayerParts:
@@ -122,9 +124,12 @@ class Recorder:
 
     Args:
         rows: query rows to read of each sequence, or "all".
+        adapt_to_batch: read more of each sequence where a batch has few; see `measures.rows_for`.
         want_map: which heads' full maps to keep, by layer and call: None for none, a list of heads, or "all".
 
     Attributes:
+        rows: as given; may be changed between steps.
+        adapt_to_batch: as given.
         layers: what is known of each layer, by its name.
         rejected: layers of which nothing can be read, and why.
         full_maps: of each layer, of its latest forward.
@@ -134,12 +139,14 @@ class Recorder:
         self,
         rows: RowCount,
         *,
+        adapt_to_batch: bool = False,
         want_map: Callable[[str], list[int] | str | None] | None = None,
     ) -> None:
         self.layers: dict[str, LayerParts] = {}
         self.rejected: dict[str, str] = {}
         self.full_maps: dict[str, list[Tensor]] = {}
-        self._rows = rows
+        self.rows = rows
+        self.adapt_to_batch = adapt_to_batch
         self._want_map = want_map
         self._order: dict[tuple[str, int], int] = {}  # of execution, by layer and call
         self._indices: dict[str, int] = {}
@@ -162,7 +169,7 @@ class Recorder:
         self._readings: dict[tuple[str, int], CallReading] = {}
         self._sigmas: dict[tuple[str, Role], Tensor] = {}
         self._broken: set[tuple[str, int]] = set()
-        self._row_cache: dict[tuple[int, torch.device], Tensor | None] = {}
+        self._row_cache: dict[tuple[int, int, torch.device], Tensor] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -265,19 +272,23 @@ class Recorder:
             del self._readings[key]
             raise
         parts.calls = max(parts.calls, call.call + 1)
+        parts.reading = reading.how
         self.rejected.pop(call.layer, None)
         self._keep_full_map(call)
         if is_new:  # last: should it fail, the figures are there
             parts.visibility = sample(call)
 
     def _rows_of(self, call: AttentionCall) -> Tensor | None:
-        tokens = call.shape[2]
-        if self._rows == "all" or self._rows >= tokens:
+        batch, _, tokens = call.shape
+        count = self.rows
+        if count != "all" and self.adapt_to_batch:
+            count = measures.rows_for(count, tokens, batch)
+        if count == "all" or count >= tokens:
             return None
         device = call.rows.device
-        key = (tokens, device)
+        key = (tokens, count, device)
         if key not in self._row_cache:
-            self._row_cache[key] = measures.systematic_rows(tokens, self._rows, self._step, device)
+            self._row_cache[key] = measures.stratified_rows(tokens, count, self._step, device)
         return self._row_cache[key]
 
     def _keep_full_map(self, call: AttentionCall) -> None:

@@ -32,12 +32,12 @@ def test_maps_equal_the_dense_ones(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["nanogpt-sdpa", "nanogpt-masked_fill", "mha-both-False", "hand-fairseq"])
 def test_some_rows_are_the_mean_of_those_rows(name: str) -> None:
-    from entropy_monitor.measures import systematic_rows
+    from entropy_monitor.measures import stratified_rows
 
     model, inputs = built(ZOO[name])
     table = em.measure(model, *inputs, rows=4)
     expected = ZOO[name].dense(model, *inputs)
-    rows = systematic_rows(expected[0].logits.shape[2], 4, 0)
+    rows = stratified_rows(expected[0].logits.shape[2], 4, 0)
     for dense, (_, part) in zip(expected, table.groupby(["layer", "call"], sort=False), strict=True):
         for field in ("logits", "q"):
             setattr(dense, field, getattr(dense, field)[:, :, rows])

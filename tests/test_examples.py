@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,10 +105,52 @@ def test_cures_prints_a_line_a_run() -> None:
     assert len(out.splitlines()) == 2 + 8
 
 
-def test_overhead_prints_ratios() -> None:
-    out = run(str(ROOT / "benchmarks" / "overhead.py"), "--smoke", "--rounds", "2")
-    assert out.count("measured") == 2
-    assert "default run" in out
+def rows_of(table: str) -> dict[str, list[str]]:
+    """The cells of every row of Markdown tables, by the first cell; those of a later table take over."""
+    lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+def test_cost_prints_a_row_a_contender() -> None:
+    out = run(str(ROOT / "benchmarks" / "cost.py"), "--smoke")
+    assert out.splitlines()[0].count("torch ") == 1
+    parts = re.split("Errors in nats|## What else", out)
+    costs, errors, effects = (rows_of(part) for part in parts)
+    contenders = {
+        "attention written out, maps returned",
+        "extra forward with maps",
+        "torch-module-monitor",
+        "ours, rows=32",
+        'ours, rows="auto"',
+        'ours, rows="all"',
+    }
+    assert set(costs) == contenders | {"contender", "---", "plain", "plain again"}
+    assert set(effects) == set(errors) == contenders | {"contender", "---"}
+    for name in contenders - {"torch-module-monitor"}:  # which is optional
+        measured, between, whole, memory = costs[name]
+        rows, fresh, collapsed = errors[name]
+        assert all("…" in cell for cell in (measured, between, whole)), costs[name]
+        assert int(memory) >= -100
+        assert rows == "32"  # all of them
+        for error in (fresh, collapsed):
+            assert float(error.split("/")[0]) < 0.05, name
+    for name in contenders:
+        if name.startswith("ours"):
+            assert "bit-identical" not in effects[name][0]
+            assert "random state" not in effects[name][0]
+    assert "not bit-identical" in effects["attention written out, maps returned"][0]
+    assert "heads below 10%" in out
+
+
+def test_scale_prints_its_tables_and_draws_them(tmp_path: Path) -> None:
+    picture = tmp_path / "scale.png"
+    out = run(str(ROOT / "benchmarks" / "scale.py"), "--smoke", "-o", str(picture))
+    rows = rows_of(out)
+    assert {"64", "128", "10", "20", "1", "2", "100", "1,000"} <= set(rows)
+    assert rows["1,000"][0] == "9,600"
+    assert out.count("exponent (expected)") == 4
+    assert "Both answers agree: True." in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_demo_seeds_prints_a_line_a_run() -> None:

@@ -191,7 +191,8 @@ def test_the_run_is_kept(start: Start) -> None:
     assert sink.info is not None
     options = dict(sink.info.options)
     assert options.pop("thresholds")["open_after"] == Thresholds().open_after
-    assert options == {"every": 3, "rows": "all", "owners": [], "optimizers": ["AdamW"]}
+    assert options == {"every": 3, "rows": "all", "budget": 0.01, "owners": [], "optimizers": ["AdamW"]}
+    assert (run.plan["blocks.0"]["rows"], run.plan["blocks.0"]["every"]) == ("all", 3)
     assert sink.info.session == 0
 
 
@@ -269,3 +270,69 @@ def test_other_modules_are_not_in_the_tables(start: Start) -> None:
     largest = max(float(p.grad.abs().max()) for n, p in model.named_parameters() if re.search("head|conv", n))
     assert max(np.asarray(record.layers["grad_linf"])) < largest
     assert model.head.weight.shape == (CLASSES, WIDTH)
+
+
+def slow_when_measured(monitor: EntropyMonitor, cost: float) -> Callable[[torch.Tensor], None]:
+    """A step that takes a second of a simulated clock, and `cost` more when it is measured."""
+    now = [0.0]
+    monitor._plan._cost._clock = lambda: now[0]
+
+    def after(loss: torch.Tensor) -> None:
+        now[0] += 1.0 + cost * monitor._watcher.armed
+        monitor.step(loss)
+
+    return after
+
+
+def test_an_expensive_monitor_measures_less_often(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="entropy_monitor")
+    model, optimizer, monitor, sink = start(every="auto")
+    train(model, optimizer, 200, slow_when_measured(monitor, 0.35))
+    state = monitor.state_dict()
+    assert "in 1 step of 40." in str(monitor.describe())
+    monitor.close()
+    assert monitor.faults == {}
+    steps = [r.step for r in sink.records if len(r.heads["step"])]
+    assert steps == [*range(0, 101, 10), 120, 160]
+    assert [
+        r.levelname for r in caplog.records if "from step 101 on 1 step in 40 is measured" in r.message
+    ] == ["INFO"]
+    assert load_run(monitor.run_dir).plan["blocks.0"]["every"] == 40
+
+    model, optimizer, monitor, sink = start(every="auto")
+    monitor.load_state_dict(state)
+    train(model, optimizer, 41, monitor.step)
+    monitor.close()
+    assert [r.step for r in sink.records if len(r.heads["step"])] == [200, 240]
+
+
+def test_what_was_given_is_kept(start: Start) -> None:
+    model, optimizer, monitor, sink = start(every=5, rows=2)
+    train(model, optimizer, 150, slow_when_measured(monitor, 9.0))
+    monitor.close()
+    assert [r.step for r in sink.records if len(r.heads["step"])] == list(range(0, 150, 5))
+    assert set(sink.column("heads", "rows_read")) == {4 * 2}
+
+
+def test_more_rows_are_read_where_their_error_is_large(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("entropy_monitor.plan.ROWS", 2)
+    monkeypatch.setattr("entropy_monitor.precision._NEGLIGIBLE", 1e-9)
+    model, optimizer, monitor, sink = start(rows="auto", every=2, budget=None)
+    assert TOKENS > 4
+    train(model, optimizer, 150, monitor.step)
+    monitor.close()
+    assert monitor.faults == {}
+    read = [r.heads["rows_read"][0] // 4 for r in sink.records if len(r.heads["step"])]
+    assert read[0] == 2
+    assert read[-1] > 2
+    assert sorted(read) == read
+
+
+def test_ranks_keep_to_what_all_of_them_know(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("entropy_monitor.options.is_distributed", lambda: True)
+    monkeypatch.setattr("entropy_monitor.options.rank", lambda: 0)
+    monkeypatch.setattr("entropy_monitor.options.launch", lambda run_dir: "")
+    model, optimizer, monitor, sink = start(every="auto", rows="auto")
+    train(model, optimizer, 150, slow_when_measured(monitor, 9.0))
+    monitor.close()
+    assert [r.step for r in sink.records if len(r.heads["step"])] == list(range(0, 150, 10))

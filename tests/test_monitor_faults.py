@@ -141,7 +141,7 @@ def site_name(bound: list[tuple[Any, str]]) -> str:
 def test_a_fault_at_any_call_stays_inside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sites = {name: code for name, code in called(tmp_path / "probe").items() if name not in DOORS}
     assert len(sites) > 100
-    assert {"Recorder.attention", "Analyzer.update", "RunWriter.log", "pack", "systematic_rows"} <= set(sites)
+    assert {"Recorder.attention", "Analyzer.update", "RunWriter.log", "pack", "stratified_rows"} <= set(sites)
     expected, places = unwatched_training(), bindings()
     wrong: dict[str, str] = {}
     modes = torch._C._len_torch_function_stack()

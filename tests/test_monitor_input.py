@@ -48,8 +48,19 @@ def without_attention() -> nn.Module:
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
+        (
+            {"every": "often"},
+            ConfigurationError,
+            r"every must be a positive integer .* or 'auto', got 'often'",
+        ),
+        ({"budget": 0}, ConfigurationError, "budget must be a positive number .* got 0"),
+        ({"budget": "1%"}, ConfigurationError, "budget must be a positive number .* got '1%'"),
         ({"every": 0}, ConfigurationError, r"every must be a positive integer .* got 0"),
-        ({"rows": "many"}, ConfigurationError, "rows must be a positive integer or 'all', got 'many'"),
+        (
+            {"rows": "many"},
+            ConfigurationError,
+            "rows must be a positive integer, 'all' or 'auto', got 'many'",
+        ),
         ({"loggers": "wandb"}, ConfigurationError, "loggers must be a list of loggers, got 'wandb'"),
         ({"loggers": [ListSink]}, ConfigurationError, "make an instance of it"),
         ({"optimizer": "adam"}, ConfigurationError, r"optimizer must be a torch\.optim\.Optimizer"),

@@ -327,7 +327,9 @@ def test_a_loss_that_is_not_finite_is_told_with_its_own_step(tmp_path: Path) -> 
     assert "since step 3" in alert["message"]
 
 
-@pytest.mark.parametrize("state", [{"version": 1}, {"version": 1, "schedule": {}, "scalars": None}])
+@pytest.mark.parametrize(
+    "state", [{"version": 2}, {"version": 2, "schedule": {}, "plan": {}, "scalars": None}]
+)
 def test_a_state_that_is_incomplete_is_refused(state: dict[str, Any], tmp_path: Path) -> None:
     model = tiny()
     with (

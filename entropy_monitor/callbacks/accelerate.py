@@ -17,6 +17,7 @@ from entropy_monitor.callbacks.settings import Settings
 from entropy_monitor.errors import ConfigurationError, MissingExtraError
 from entropy_monitor.guard import Guard
 from entropy_monitor.monitor import EntropyMonitor, StepReport
+from entropy_monitor.plan import BUDGET
 from entropy_monitor.records import Alert, Sink
 from entropy_monitor.scalars import Number
 
@@ -110,8 +111,9 @@ def attach(
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
     run_dir: str | os.PathLike[str] | None = None,
-    every: int = 10,
-    rows: int | Literal["all"] = 32,
+    every: int | Literal["auto"] = "auto",
+    rows: int | Literal["all", "auto"] = "auto",
+    budget: float | None = BUDGET,
     loggers: Sequence[Sink] = (),
     on_alert: Callable[[Alert], object] | None = None,
     thresholds: Thresholds | None = None,
@@ -132,8 +134,9 @@ def attach(
         optimizer: prepared or not, or a list, for gradients and updates of the attention weights.
         run_dir: where the run is kept; by default `entropy_monitor` below `accelerator.project_dir`, or a
             fresh directory below `runs/` where there is none.
-        every: optimizer steps between measurements.
-        rows: query rows to read of each sequence, evenly spaced; or "all".
+        every: optimizer steps between measurements, or "auto"; see `EntropyMonitor`.
+        rows: query rows to read of each sequence, spread evenly; "all", or "auto".
+        budget: share of the training's time that measuring may take, where "auto" has the choice.
         loggers: sinks of your own, beside the accelerator's trackers.
         on_alert: called with each alert that opens or becomes more severe.
         thresholds: of the analyzer.
@@ -170,7 +173,7 @@ def attach(
     for given in optimizers:
         if given is not None and not isinstance(given, Optimizer):
             raise ConfigurationError(f"optimizer must be a torch.optim.Optimizer, got {type(given).__name__}")
-    settings = Settings(run_dir, every, rows, loggers, on_alert, thresholds, owners)
+    settings = Settings(run_dir, every, rows, budget, loggers, on_alert, thresholds, owners)
     inner: nn.Module = accelerator.unwrap_model(model)
     folder = None if accelerator.project_dir is None else Path(accelerator.project_dir) / _FOLDER
     sink = MetricSink()

@@ -17,6 +17,7 @@ from entropy_monitor.callbacks.state_file import read_state, write_state
 from entropy_monitor.errors import MissingExtraError
 from entropy_monitor.guard import Guard
 from entropy_monitor.monitor import EntropyMonitor
+from entropy_monitor.plan import BUDGET, EVERY
 from entropy_monitor.records import Alert, Sink
 
 try:
@@ -52,8 +53,9 @@ class EntropyMonitorCallback(TrainerCallback):
 
     Args:
         run_dir: where the run is kept; by default `entropy_monitor` below `args.output_dir`.
-        every: optimizer steps between measurements.
-        rows: query rows to read of each sequence, evenly spaced; or "all".
+        every: optimizer steps between measurements, or "auto"; see `EntropyMonitor`.
+        rows: query rows to read of each sequence, spread evenly; "all", or "auto".
+        budget: share of the training's time that measuring may take, where "auto" has the choice.
         loggers: sinks of your own, beside what `report_to` names.
         on_alert: called with each alert that opens or becomes more severe.
         thresholds: of the analyzer.
@@ -75,15 +77,16 @@ class EntropyMonitorCallback(TrainerCallback):
         self,
         run_dir: str | os.PathLike[str] | None = None,
         *,
-        every: int = 10,
-        rows: int | Literal["all"] = 32,
+        every: int | Literal["auto"] = "auto",
+        rows: int | Literal["all", "auto"] = "auto",
+        budget: float | None = BUDGET,
         loggers: Sequence[Sink] = (),
         on_alert: Callable[[Alert], object] | None = None,
         thresholds: Thresholds | None = None,
         owners: Sequence[str] = (),
     ) -> None:
         self.monitor: EntropyMonitor | None = None
-        self._settings = Settings(run_dir, every, rows, loggers, on_alert, thresholds, owners)
+        self._settings = Settings(run_dir, every, rows, budget, loggers, on_alert, thresholds, owners)
         self._sink = MetricSink()
         self._guard = Guard()
         self._feed: MetricFeed | None = None
@@ -111,7 +114,8 @@ class EntropyMonitorCallback(TrainerCallback):
             model, **self._settings.arguments(model, optimizers, self._sink, folder)
         )
         self._feed = MetricFeed(model, self._sink)
-        self._thinning = max(1, state.max_steps // self._settings.every // _MOST_ENTRIES)
+        every = EVERY if self._settings.every == "auto" else self._settings.every
+        self._thinning = max(1, state.max_steps // every // _MOST_ENTRIES)
         if state.global_step > 0:
             given = next((f.f_locals["resume_from_checkpoint"] for f in callers if _resumes(f)), None)
             self._guard.run("resuming", self._resume, args, state, given)

@@ -17,6 +17,7 @@ from entropy_monitor.callbacks.settings import Settings, fresh_dir
 from entropy_monitor.errors import MissingExtraError
 from entropy_monitor.guard import Guard
 from entropy_monitor.monitor import EntropyMonitor
+from entropy_monitor.plan import BUDGET
 from entropy_monitor.records import Alert, Sink
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -57,8 +58,9 @@ class EntropyMonitorCallback(Callback):
     Args:
         run_dir: where the run is kept; by default `entropy_monitor` in the first logger's folder, or below
             `default_root_dir`.
-        every: optimizer steps between measurements.
-        rows: query rows to read of each sequence, evenly spaced; or "all".
+        every: optimizer steps between measurements, or "auto"; see `EntropyMonitor`.
+        rows: query rows to read of each sequence, spread evenly; "all", or "auto".
+        budget: share of the training's time that measuring may take, where "auto" has the choice.
         loggers: sinks of your own, beside the Trainer's loggers.
         on_alert: called with each alert that opens or becomes more severe.
         thresholds: of the analyzer.
@@ -80,8 +82,9 @@ class EntropyMonitorCallback(Callback):
         self,
         run_dir: str | os.PathLike[str] | None = None,
         *,
-        every: int = 10,
-        rows: int | Literal["all"] = 32,
+        every: int | Literal["auto"] = "auto",
+        rows: int | Literal["all", "auto"] = "auto",
+        budget: float | None = BUDGET,
         loggers: Sequence[Sink] = (),
         on_alert: Callable[[Alert], object] | None = None,
         thresholds: Thresholds | None = None,
@@ -89,7 +92,7 @@ class EntropyMonitorCallback(Callback):
     ) -> None:
         super().__init__()
         self.monitor: EntropyMonitor | None = None
-        self._settings = Settings(run_dir, every, rows, loggers, on_alert, thresholds, owners)
+        self._settings = Settings(run_dir, every, rows, budget, loggers, on_alert, thresholds, owners)
         self._guard = Guard()
         self._feed: MetricFeed | None = None
         self._kept: dict[str, Any] = {}  # of a checkpoint, until the fit begins

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from entropy_monitor import options as opt
 from entropy_monitor.analyzer import Thresholds
-from entropy_monitor.capture import check_rows
 from entropy_monitor.errors import ConfigurationError, RunDirectoryError
+from entropy_monitor.plan import BUDGET
 from entropy_monitor.records import Alert, Sink
 from entropy_monitor.store import check_run_dir
 
@@ -33,8 +33,9 @@ class Settings:
     """
 
     run_dir: str | os.PathLike[str] | None = None
-    every: int = 10
-    rows: int | Literal["all"] = 32
+    every: int | Literal["auto"] = "auto"
+    rows: int | Literal["all", "auto"] = "auto"
+    budget: float | None = BUDGET
     loggers: Sequence[Sink] = ()
     on_alert: Callable[[Alert], object] | None = None
     thresholds: Thresholds | None = None
@@ -44,7 +45,8 @@ class Settings:
         if self.run_dir is not None and not isinstance(self.run_dir, (str, os.PathLike)):
             raise ConfigurationError(f"run_dir must be a path, got {self.run_dir!r}")
         opt.check_every(self.every)
-        check_rows(self.rows)
+        opt.check_row_choice(self.rows)
+        opt.check_budget(self.budget)
         opt.check_sinks(self.loggers)
         opt.check_on_alert(self.on_alert)
         opt.check_thresholds(self.thresholds)
@@ -75,6 +77,7 @@ class Settings:
             "run_dir": run_dir,
             "every": self.every,
             "rows": self.rows,
+            "budget": self.budget,
             "loggers": [sink, *self.loggers],
             "on_alert": self.on_alert,
             "thresholds": self.thresholds,

@@ -31,7 +31,7 @@ from entropy_monitor.measures.rows import (
     row_statistics_from_logits,
     row_statistics_from_weights,
 )
-from entropy_monitor.measures.sampling import systematic_rows, systematic_standard_error
+from entropy_monitor.measures.sampling import rows_for, stratified_rows, stratified_standard_error
 from entropy_monitor.measures.scale_invariance import (
     effective_learning_rate,
     equilibrium_gradient_norm,
@@ -79,13 +79,14 @@ __all__ = [
     "row_statistics",
     "row_statistics_from_logits",
     "row_statistics_from_weights",
+    "rows_for",
     "sigma_qk",
     "spectral_entropy",
     "spectral_norm",
     "spectral_norm_bound",
     "spectrum",
-    "systematic_rows",
-    "systematic_standard_error",
+    "stratified_rows",
+    "stratified_standard_error",
     "update_spectral_norm_bound",
     "update_spectrum",
 ]

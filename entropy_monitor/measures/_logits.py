@@ -293,5 +293,5 @@ def check_rows(rows: Tensor | None) -> None:
     if rows is not None and (rows.dim() != 1 or rows.dtype not in (torch.int64, torch.int32)):
         raise ConfigurationError(
             f"rows must be a one-dimensional int64 tensor of query rows, got {rows.dtype} of shape "
-            f"{tuple(rows.shape)}; systematic_rows makes one"
+            f"{tuple(rows.shape)}; stratified_rows makes one"
         )

@@ -127,7 +127,3 @@ def _one_of_each_stratum(strata: Tensor, num_rows: int, step: int) -> Tensor:
     within = (strata * _GOLDEN + shift) % _UNIT
     rows: Tensor = ((strata * _UNIT + within) * num_rows).div(len(strata) * _UNIT, rounding_mode="floor")
     return rows
-
-
-systematic_rows = stratified_rows
-systematic_standard_error = stratified_standard_error

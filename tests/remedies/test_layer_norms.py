@@ -377,7 +377,11 @@ def test_attention_is_measured_without_norms() -> None:
         ),
         (nn.Sequential(nn.LayerNorm(4)), ["0", "1"], "layers='1' matches no layer norm"),
         (nn.Sequential(nn.LayerNorm(4)), lambda name, module: False, "matches no layer norm"),
-        (nn.Sequential(nn.LayerNorm(4)), "attention", "layers='attention', and no module of Sequential looks like attention"),
+        (
+            nn.Sequential(nn.LayerNorm(4)),
+            "attention",
+            "layers='attention', and no module of Sequential looks like attention",
+        ),
         (nn.Sequential(nn.LayerNorm(4)), 3, "layers must be 'all'"),
         (nn.Sequential(nn.LayerNorm(4)), [], "layers must be 'all'"),
         ("model", "all", "model must be a torch.nn.Module, got str"),

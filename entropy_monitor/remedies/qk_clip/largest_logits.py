@@ -226,7 +226,7 @@ class LargestLogits:
         tokens = call.shape[2]
         if self._rows == "all" or self._rows >= tokens:
             return None
-        return measures.systematic_rows(tokens, self._rows, self._step, call.rows.device)
+        return measures.stratified_rows(tokens, self._rows, self._step, call.rows.device)
 
 
 @torch.no_grad()

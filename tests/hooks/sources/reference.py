@@ -87,7 +87,7 @@ def check_model(
     assert set(table["attention"]) == {attention}
     check(table, figures(logits, maps))
     some = em.measure(model, *inputs, rows=4)
-    rows = measures.systematic_rows(logits.shape[2], 4, 0)
+    rows = measures.stratified_rows(logits.shape[2], 4, 0)
     check(some, figures(logits, maps, rows))
     with em.capture(model, rows="all", maps=True) as seen:
         watched = model(*inputs)
