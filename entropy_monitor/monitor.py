@@ -274,8 +274,9 @@ class EntropyMonitor:
 
     def _arm(self) -> None:
         """Measure the next forward."""
-        self._recorder.begin(self._schedule.next, self._alerting.suspects)
-        self._weights.arm()
+        suspects, in_full = self._alerting.suspects, self._schedule.in_full
+        self._recorder.begin(self._schedule.next, suspects, in_full=in_full)
+        self._weights.arm(None if in_full else suspects)
         self._watcher.arm()
 
     def _let_go(self) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 
+_FIRST_IN_FULL = 8
+_IN_FULL = 4
+
 
 class Schedule:
     """One measured step in every block of `every` steps, whatever numbers the user gives to steps.
@@ -31,6 +34,16 @@ class Schedule:
     def due(self) -> bool:
         """Whether the coming step is to be measured."""
         return self._measured is None or self.next // self.every != self._measured // self.every
+
+    @property
+    def in_full(self) -> bool:
+        """Whether the coming step, if it is measured, is read in full: weights, gradients and updates too.
+
+        They cost several times what rows of attention do, and change slowly: the first measurements are in
+        full, and then one of four.
+        """
+        block = self.next // self.every
+        return block < _FIRST_IN_FULL or block % _IN_FULL == 0
 
     def number(self, step: object) -> int:
         """The number of the step that ends: the user's, or the expected one for None.

@@ -30,7 +30,7 @@ def floors(
     rows: Tensor | None,
     stats: RowStatistics,
     scale: Tensor | None,
-    sigmas: HeadSigmas,
+    sigmas: HeadSigmas | None,
 ) -> Floors:
     """The row, activation and weight floors, and the paper's curve.
 
@@ -43,13 +43,15 @@ def floors(
         rows: the rows read, `[R]`; None for all.
         stats: of these rows.
         scale: factor of q·k, broadcastable to `[B, H, R]`; None where it is not known.
-        sigmas: of the heads' weights.
+        sigmas: of the heads' weights; None leaves out all but the row floor.
     """
     n = stats.num_keys
     unknown = torch.full((1, 1, 1), math.nan, dtype=n.dtype, device=n.device)
     if call.weights is not None:  # the theorem is about a softmax
         return Floors(unknown, unknown, unknown, unknown)
     row = measures.floor_row(stats.logit_norm, n)
+    if sigmas is None:
+        return Floors(row, unknown, unknown, unknown)
     paper = measures.floor_paper(sigmas.sigma_qk[:, None].to(n.device), n)
     if call.inputs is None or scale is None:
         return Floors(row, unknown, unknown, paper)
@@ -62,11 +64,12 @@ def floors(
 def _activation_floor(inputs: Inputs, rows: Tensor | None, stats: RowStatistics, scale: Tensor) -> Tensor:
     group = inputs.q.shape[1] // inputs.k.shape[1]
     q_norm = torch.linalg.vector_norm(_take(inputs.q, rows).to(stats.num_keys.dtype), dim=-1)
+    k = inputs.k.contiguous()
     if q_norm.device.type == "cpu":
-        least = measures.norm_at_least(inputs.k).repeat_interleave(group, dim=1)[..., None]
+        least = measures.norm_at_least(k).repeat_interleave(group, dim=1)[..., None]
         if _is_vacuous(scale.abs() * least * q_norm, stats):
             return torch.zeros_like(q_norm)
-    k_norm = measures.activation_norm(inputs.k).repeat_interleave(group, dim=1)[..., None]
+    k_norm = measures.activation_norm(k).repeat_interleave(group, dim=1)[..., None]
     return measures.floor_activation(scale, k_norm, q_norm, stats.bias_norm, stats.num_keys)
 
 

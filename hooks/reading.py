@@ -5,6 +5,7 @@ Everything stays on the model's device; nothing here waits for it.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -54,8 +55,14 @@ class CallReading:
         self.how = ""
 
     @torch.no_grad()
-    def add(self, call: AttentionCall, rows: Tensor | None, sigmas: HeadSigmas) -> None:
-        """Add the rows of one forward; `rows` None reads all of them."""
+    def add(self, call: AttentionCall, rows: Tensor | None, sigmas: HeadSigmas | None) -> None:
+        """Add the rows of one forward.
+
+        Args:
+            call: the call.
+            rows: which, `[R]`; None reads all of them.
+            sigmas: of its weights; without them floors that rest on norms are not computed either.
+        """
         _, heads, tokens = call.shape
         if heads != self.heads:
             raise ValueError(f"{self.layer} had {self.heads} heads and now has {heads} within one step")
@@ -75,11 +82,11 @@ class CallReading:
 
     def figures(self) -> Tensor:
         """`[len(FIGURES), H]`, float32: means over the rows read; NaN = not known."""
-        if self._sums is None or self._max_logit is None or self._sigmas is None:
+        if self._sums is None or self._max_logit is None:
             raise ValueError(f"nothing was read for {self.layer}")
         count = self._sums[0]
         means = self._sums[1:] / count
-        s = self._sigmas
+        s = self._sigmas or HeadSigmas(*(torch.full_like(count, math.nan),) * 4)
         return torch.stack(
             [
                 count,

@@ -155,14 +155,17 @@ class Recorder:
         self._lock = threading.RLock()  # a model may run on several threads
         self.begin(0)
 
-    def begin(self, step: int, suspects: Collection[str] = ()) -> None:
+    def begin(self, step: int, suspects: Collection[str] = (), *, in_full: bool = True) -> None:
         """Forget what was read and read for another step.
 
         Args:
             step: its number.
-            suspects: layers of which a pooled attention map is kept, for alerts.
+            suspects: layers that are read in full anyway, and of which a pooled attention map is kept, for
+                alerts.
+            in_full: read the spectral norms of weights, and the floors that rest on norms, too.
         """
         self._step = step
+        self._in_full = in_full
         self._suspects = suspects
         self._head_sigmas.begin()
         self._layer_sigmas.begin()
@@ -201,7 +204,8 @@ class Recorder:
             parts.reasons.pop(role, None)
             parts.sharded |= projection.shard is not None
             # Beside queries that are split, the heads of a whole W_K that are used here may not be all.
-            if projection.is_whole and (projection.is_all or not parts.sharded):
+            wanted = self._in_full or layer in self._suspects
+            if wanted and projection.is_whole and (projection.is_all or not parts.sharded):
                 self._sigmas[layer, role] = self._layer_sigmas.sigma(
                     layer, role, projection.matrix(), _versions(projection)
                 )
@@ -265,7 +269,8 @@ class Recorder:
             if call.layer in self._suspects:
                 reading.map = evidence_map(call)
         try:
-            reading.add(call, self._rows_of(call), self._head_sigmas.of(call))
+            in_full = self._in_full or call.layer in self._suspects
+            reading.add(call, self._rows_of(call), self._head_sigmas.of(call) if in_full else None)
         except Exception:
             # The rest of a step's rows would pass for all of them.
             self._broken.add(key)

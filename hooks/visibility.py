@@ -7,12 +7,17 @@ for the device.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from entropy_monitor.hooks.calls import AttentionCall, Inputs
 from entropy_monitor.measures import hidden, hidden_logits
+
+Array = npt.NDArray[Any]
 
 _SEQUENCES = 4
 _ROWS = 64
@@ -37,8 +42,12 @@ class Visibility:
     biased: Tensor | None = None
 
     def in_words(self) -> str:
-        """The kind of mask; waits for the device."""
-        visible, rows = self.visible.cpu(), self.rows.cpu()
+        """The kind of mask; waits for the device.
+
+        In numpy: this may run on a thread of its own, and where a second thread of a process runs torch's
+        parallel loops, OpenMP no longer keeps the training's own threads ready.
+        """
+        visible, rows = self.visible.cpu().numpy(), self.rows.cpu().numpy()
         kind = _kind(visible, rows, self.tokens)
         parts = [] if kind == "none" else [kind]
         if self.biased is not None and bool(self.biased):
@@ -96,7 +105,7 @@ def _of_inputs(inputs: Inputs, n: int, rows: Tensor, t: int) -> Visibility:
     return Visibility(form, visible, rows, t, biased)
 
 
-def _kind(visible: Tensor, rows: Tensor, tokens: int) -> str:
+def _kind(visible: Array, rows: Array, tokens: int) -> str:
     """`none`, `causal`, `window of n`, … and whether sequences are padded."""
     found = [_pattern(sequence, rows, tokens) for sequence in visible]
     names = list(dict.fromkeys(name for name, _ in found))
@@ -110,21 +119,21 @@ def _kind(visible: Tensor, rows: Tensor, tokens: int) -> str:
     return "padding" if name == "none" else f"{name} + padding"
 
 
-def _pattern(visible: Tensor, rows: Tensor, tokens: int) -> tuple[str, bool]:
+def _pattern(visible: Array, rows: Array, tokens: int) -> tuple[str, bool]:
     """The kind of mask of one sequence `[r, S]`, and whether whole columns are hidden on top of it."""
     s = visible.shape[1]
     columns = visible.any(0)
     for shift in dict.fromkeys((0, s - tokens)):
-        distance = torch.arange(s) - rows[:, None] - shift
+        distance = np.arange(s) - rows[:, None] - shift
         for name, band in _bands(visible, distance):
-            if torch.equal(visible, band & columns):
+            if np.array_equal(visible, band & columns):
                 return name, bool((band & ~columns).any())
     return "pattern", False
 
 
-def _bands(visible: Tensor, distance: Tensor) -> list[tuple[str, Tensor]]:
+def _bands(visible: Array, distance: Array) -> list[tuple[str, Array]]:
     """The masks by distance from the diagonal that it may be, the simplest first."""
-    bands = [("none", torch.ones_like(visible)), ("causal", distance <= 0)]
+    bands = [("none", np.ones_like(visible)), ("causal", distance <= 0)]
     if visible.any():
         seen = distance[visible]
         left, right = -int(seen.min()), int(seen.max())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class WeightWatcher:
         self, optimizers: Sequence[Optimizer], layers: Mapping[str, LayerParts], guard: Guard
     ) -> None:
         self.armed = False
+        self._only: Collection[str] | None = None
         self._layers = layers
         self._guard = guard
         self._gradients: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
@@ -54,9 +55,14 @@ class WeightWatcher:
             self._handles.append(optimizer.register_step_pre_hook(self._pre_step))
             self._handles.append(optimizer.register_step_post_hook(self._post_step))
 
-    def arm(self) -> None:
-        """Forget what was read, and read the next steps."""
+    def arm(self, only: Collection[str] | None = None) -> None:
+        """Forget what was read, and read the next steps.
+
+        Args:
+            only: layers to read; None for all.
+        """
         self._forget()
+        self._only = only
         self.armed = True
 
     def disarm(self) -> None:
@@ -128,6 +134,8 @@ class WeightWatcher:
         mine = {p for group in optimizer.param_groups for p in group["params"]}
         self._optimized |= mine
         for name, parts in self._layers.items():
+            if self._only is not None and name not in self._only:
+                continue
             for role, part in parts.weights.items():
                 if part.parameter in mine and not _is_sharded(part.parameter):
                     yield (name, role), part
