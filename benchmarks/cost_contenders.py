@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import entropy_monitor as em
 
+IN_FULL = 4  # of ours, one measurement in so many
 PEER = "torch-module-monitor"
 PEER_MISSING = f"not installed: pip install --no-deps {PEER} h5py"
 
@@ -42,6 +43,7 @@ class Plain:
     """
 
     remark = ""
+    beginning = 0  # measured steps that are not like the later ones
 
     def __init__(self, setting: Setting) -> None:
         torch.manual_seed(0)
@@ -77,6 +79,11 @@ class Plain:
             before_update(x)
         self.optimizer.step()
         return loss.detach()
+
+    @property
+    def in_full(self) -> bool:
+        """Whether the coming measured step reads more than others."""
+        return False
 
     def measured(self) -> None:
         self.train()
@@ -176,6 +183,12 @@ class ModuleMonitor(Plain):
 
 class Ours(Plain):
     """`EntropyMonitor` in the training itself."""
+
+    beginning = 8
+
+    @property
+    def in_full(self) -> bool:
+        return self.steps // self.setting.every % IN_FULL == 0
 
     def __init__(self, setting: Setting, rows: int | str) -> None:
         super().__init__(setting)

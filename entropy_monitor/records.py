@@ -88,7 +88,7 @@ HEADS = Table(
         _figure("entropy_se", "error", "standard error of entropy from reading some rows only, nats"),
         Column("rows_read", "int64", "query rows read, all sequences: the weight in merges", merge="sum"),
         _figure("max_entropy", "mean", "mean of log n_i over the same rows, nats", nullable=False),
-        _figure("max_logit", "max", "largest logit that the softmax sees", nullable=False),
+        _figure("max_logit", "max", "largest logit that the softmax sees"),
         _figure("floor_row", "mean", "B(norm of the centred logits of row i, n_i), mean, nats"),
         _figure("floor_activation", "mean", "B from the norms of q_i and K, mean, nats"),
         _figure("floor_weights", "mean", "B from sigma_qk and the inputs' norms, mean, nats"),

@@ -216,6 +216,45 @@ def test_example_inputs_change_nothing_of_the_run(start: Start) -> None:
     assert set(sink.column("heads", "rows_read")) == {4 * TOKENS}
 
 
+FULL = ("sigma_qk", "sigma_q", "floor_activation", "floor_weights", "floor_paper")
+ALWAYS = ("entropy", "entropy_se", "max_entropy", "max_logit", "floor_row", "rows_read")
+
+
+def test_weights_are_read_in_one_measurement_of_four_after_the_first(start: Start) -> None:
+    model, optimizer, monitor, sink = start(every=1)
+    train(model, optimizer, 13, monitor.step)
+    monitor.close()
+    for record in sink.records:
+        in_full = record.step <= 8 or record.step == 12
+        for name in ALWAYS:
+            assert np.isfinite(record.heads[name]).all(), name
+        for columns, names in ((record.heads, FULL), (record.layers, ("sigma_q", "sigma_o", "update_sigma"))):
+            for name in names:
+                assert np.isfinite(columns[name]).all() == in_full, (record.step, name)
+                assert np.isnan(columns[name]).all() != in_full, (record.step, name)
+    assert monitor.faults == {}
+
+
+def test_layers_with_an_alert_are_read_in_full(start: Start) -> None:
+    model, optimizer, monitor, sink = start(every=1, rows="all")
+
+    def after(loss: torch.Tensor) -> None:
+        if monitor.step(loss).step >= 8:
+            with torch.no_grad():
+                for part in (model.blocks[0].q, model.blocks[0].k):
+                    part.weight.mul_(1.6)
+
+    train(model, optimizer, 30, after)
+    monitor.close()
+    opened = next(event for event in sink.events if event.event == "opened")
+    assert opened.alert.layer == "blocks.0"
+    assert {"sigma_qk", "sigma_qk_growth", "grad_linf"} <= set(opened.alert.evidence)
+    record = next(r for r in sink.records if r.step > opened.step and r.step % 4)
+    mine = np.array(record.heads["layer"]) == "blocks.0"
+    assert np.isfinite(record.heads["sigma_qk"][mine]).all()
+    assert np.isnan(record.heads["sigma_qk"][~mine]).all()
+
+
 def test_rows_are_read_where_they_were_asked_for(start: Start) -> None:
     model, optimizer, monitor, sink = start(rows=2)
     train(model, optimizer, 1, monitor.step)

@@ -35,6 +35,16 @@ def test_the_users_own_numbers_are_followed(numbers: range, expected: list[int])
     assert measured(10, list(numbers)) == expected
 
 
+def test_the_first_measurements_are_in_full_and_then_one_of_four() -> None:
+    for every in (1, 10):
+        schedule, full = Schedule(every), []
+        for step in range(17 * every):
+            if schedule.due and schedule.in_full:
+                full.append(step // every)
+            schedule.end(step, schedule.due)
+        assert full == [*range(8), 8, 12, 16]
+
+
 def test_going_back_measures_again() -> None:
     assert measured(10, [*range(25), *range(10, 32)]) == [0, 10, 20, 11, 20, 30]
 

@@ -36,7 +36,7 @@ class NonFinite:
     def update(self, reading: Reading) -> list[Finding]:
         """See `Detector.update`."""
         self._heads.grow(len(reading.index))
-        sound = np.isfinite(reading.entropy) & (reading.max_logit < np.inf)  # False for NaN
+        sound = np.isfinite(reading.entropy) & (reading.max_logit != np.inf)  # NaN: not known
         self._heads.update(reading.read, reading.read & ~sound, reading.read & sound, reading.step)
         if reading.loss.bad or reading.loss.given:
             ill = np.array([reading.loss.bad])

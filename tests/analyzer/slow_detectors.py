@@ -71,7 +71,7 @@ class SlowNonFinite(SlowDetector):
     def judge(self, figures: dict[str, float], row: Any, loss: LossTrack) -> tuple[bool, bool] | None:
         if not row["read"]:
             return None
-        sound = math.isfinite(row["entropy"]) and math.isfinite(row["max_logit"])
+        sound = math.isfinite(row["entropy"]) and row["max_logit"] != math.inf
         return not sound, sound
 
     def severity(self, layer: str, ill: dict[Key, SlowHead]) -> str:

@@ -15,7 +15,7 @@ KIND = "non_finite"
 
 @pytest.mark.parametrize(
     "columns",
-    [{"entropy": math.nan}, {"entropy": math.inf}, {"max_logit": math.nan}, {"max_logit": math.inf}],
+    [{"entropy": math.nan}, {"entropy": math.inf}, {"max_logit": math.inf}],
 )
 def test_severe_at_once(columns: dict[str, Any]) -> None:
     analyzer = Analyzer()
