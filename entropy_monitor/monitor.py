@@ -56,8 +56,9 @@ class EntropyMonitor:
     the first `step()` nothing raises: what fails is logged once, counted in `faults` and left out.
 
     What you give for `every` and `rows` is kept; "auto" adapts to what is measured, and says so in the log.
-    The first eight measurements read everything; after them weights, gradients, updates and the floors that rest
-    on norms are read in one of four, and in layers with an alert or a first sign of one. They are null elsewhere.
+    The first eight measurements read everything. After them weights, gradients, updates and the floors that
+    rest on norms are read in one of four, and in layers with an alert or a first sign of one; they are null
+    elsewhere.
 
     In distributed training every rank measures and stores what it holds; loggers and `on_alert` are rank 0's.
 

@@ -21,14 +21,14 @@ class Operators(TorchDispatchMode):
 
 
 def test_words_are_found_without_torch() -> None:
-    """They are found on a thread of their own, where torch's parallel loops would slow the training's down."""
+    """They are found on a thread of their own, where torch would slow the training down."""
     rows = torch.arange(0, 512, 8)
     causal = (torch.arange(512) <= rows[:, None]).expand(4, -1, -1).clone()
     padded = causal.clone()
     padded[1, :, :100] = False
     with Operators() as operators:
         words = [Visibility("", seen, rows, 512).in_words() for seen in (causal, padded)]
-        assert operators.names == []
+        assert set(operators.names) <= {"aten.detach.default"}, operators.names
         torch.equal(causal, padded)
-        assert operators.names != []  # it would be seen
+        assert "aten.equal.default" in operators.names  # it would be seen
     assert words == ["causal", "causal + padding"]
