@@ -157,7 +157,7 @@ class EntropyMonitor:
         info = opt.run_info(description, settings, self.run_dir, session, rank, launch)
         open_sinks(info, (*sinks, self._store))
         self._delivery = Delivery([(self._store, _STORE_CAPACITY), *((s, _SINK_CAPACITY) for s in sinks)])
-        self._pipeline = Pipeline(self._alerting, self._delivery, self._guard, self._observe)
+        self._pipeline = Pipeline(self._alerting, self._delivery, self._guard, _observing(self._plan))
         self._weights = WeightWatcher(optimizers, self._recorder.layers, self._guard)
         self._closed = False
         _open.add(self)
@@ -350,10 +350,6 @@ class EntropyMonitor:
         snapshot = self._coverage.snapshot(self._plan)
         self._delivery.call(self._store, lambda: self._store.describe(as_plan(snapshot())))
 
-    def _observe(self, harvest: Harvest, record: Record) -> None:
-        entropy, error = (np.asarray(record.heads[name]) for name in ("entropy", "entropy_se"))
-        self._plan.observe(harvest.index, entropy, error)
-
     def _revise_plan(self, now: int, measured: bool) -> None:
         change = self._plan.end(now, measured)
         if change is not None:
@@ -373,6 +369,16 @@ class EntropyMonitor:
 
     def _updates(self, harvest: Harvest) -> Tensor:
         return self._weights.figures([name for name, _ in harvest.layers], harvest.figures.device)
+
+
+def _observing(plan: Plan) -> Callable[[Harvest, Record], None]:
+    """Shows a plan each record, without holding the monitor, which ends when nobody else does."""
+
+    def observe(harvest: Harvest, record: Record) -> None:
+        entropy, error = (np.asarray(record.heads[name]) for name in ("entropy", "entropy_se"))
+        plan.observe(harvest.index, entropy, error)
+
+    return observe
 
 
 @atexit.register

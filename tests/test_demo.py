@@ -68,9 +68,11 @@ def test_every_measured_step_and_every_loss_is_kept(demo: Demo) -> None:
     assert sorted(run.heads["step"].unique()) == list(range(0, DEMO_STEPS, 10))
     assert len(run.heads) == DEMO_STEPS // 10 * 6 * 4
     assert list(run.loss.index) == list(range(DEMO_STEPS))
-    for column in ("floor_row", "floor_activation", "floor_weights", "sigma_qk"):
-        assert run.heads[column].notna().all(), column
-    assert run.layers.notna().all().all()
+    assert run.heads["floor_row"].notna().all()
+    in_full = (run.heads["step"] < 80) | (run.heads["step"] % 40 == 0)
+    for column in ("floor_activation", "floor_weights", "sigma_qk"):
+        assert run.heads[column][in_full].notna().all(), column
+    assert run.layers[(run.layers["step"] < 80) | (run.layers["step"] % 40 == 0)].notna().all().all()
 
 
 def test_what_it_says_leads_to_what_it_wrote(demo: Demo) -> None:

@@ -250,7 +250,7 @@ def run(mode: Mode, watch: dict[str, Any] | None) -> Trace:
             model.train()
         if monitor is not None:
             report = monitor.step(loss, scalars={"total": total})
-            assert report.measured == (report.step % monitor._schedule._every == 0)
+            assert report.measured == (report.step % monitor._schedule.every == 0)
         losses.append(total)
     if monitor is not None:
         monitor.close()

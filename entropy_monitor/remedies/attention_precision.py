@@ -144,7 +144,7 @@ def _chosen(model: nn.Module, layers: Layers, names: dict[nn.Module, str]) -> di
         if not found:
             raise ConfigurationError(f"{_REMEDY}: layers={shown(layers)} chose no module of {kind}")
         return found
-    patterns = as_patterns(layers, _REMEDY)
+    patterns = as_patterns(layers, _REMEDY, "'attention'")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names.values()):
             owned = attention_owners(model)

@@ -200,13 +200,13 @@ def chooser(
     return lambda name, layer: any(fnmatchcase(name, p) for p in patterns)  # noqa: ARG005
 
 
-def as_patterns(layers: object, remedy: str) -> tuple[str, ...]:
-    """The name patterns of a choice that is neither a function nor a word; raises if it is none."""
+def as_patterns(layers: object, remedy: str, words: str = "'all', 'attention'") -> tuple[str, ...]:
+    """The name patterns of a choice that is neither a function nor one of `words`; raises if it is none."""
     patterns = (layers,) if isinstance(layers, str) else layers
     if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) for p in patterns):
         raise ConfigurationError(
-            f"{remedy}: layers must be 'all', 'attention', a name pattern or a list of them, or a function "
-            f"of name and module, got {layers!r}"
+            f"{remedy}: layers must be {words}, a name pattern or a list of them, or a function of name and "
+            f"module, got {layers!r}"
         )
     return tuple(patterns)
 

@@ -121,7 +121,7 @@ SPECTRA = {
     "signs": (torch.sign(random(300, 2) @ random(2, 300, seed=1) + 2 * random(300, 300, seed=2)), 0.08, 1e-3),
     "rank_one": (MATRICES["rank_one"], 1e-3, 1e-5),
     "low_rank": (MATRICES["low_rank"], 1e-3, 1e-5),
-    "rank_twenty": (random(150, 20) @ random(20, 150, seed=1), 0.03, 1e-3),
+    "rank_twenty": (random(150, 20) @ random(20, 150, seed=1), 0.06, 1e-3),
     "orthogonal": (orthogonal(128), 1e-3, 1e-5),
     "steep": (orthogonal(200) * torch.arange(1, 201).float() ** -1.0, 0.08, 1e-5),
     "bfloat16": ((random(150, 1) @ random(1, 150, seed=1)).bfloat16(), 0.01, 1e-4),
