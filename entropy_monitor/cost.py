@@ -12,6 +12,7 @@ from typing import NamedTuple
 _WARM_UP = 3  # measured steps that may compile, allocate and tune
 _PLAIN = 32  # latest unmeasured steps: what a step takes now
 _ENOUGH = 8  # of each kind, for a median and its error
+_FEW = 4  # of those that are read in full
 _KEPT = 128  # of each kind
 _CERTAIN = 2.0  # standard errors
 _DEVIATION = 1.4826 * math.sqrt(math.pi / 2)  # of a median, times √n, by the median absolute deviation
@@ -37,20 +38,31 @@ class Cost:
     Args:
         block: steps between measurements at first.
         clock: seconds, monotonic.
+        full_share: of the measured steps, in the long run, that are read in full.
     """
 
-    def __init__(self, block: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, block: int, clock: Callable[[], float] = time.monotonic, full_share: float = 0.0
+    ) -> None:
         self._block = block
+        self._full_share = full_share
         self._clock = clock
         self._time: float | None = None
         self._step = -1
         self._warm_up = _WARM_UP
         self._plain: deque[float] = deque(maxlen=_PLAIN)
         self._measured: deque[float] = deque(maxlen=_KEPT)  # relative to plain steps
+        self._in_full: deque[float] = deque(maxlen=_KEPT)  # measured ones that read more; relative too
         self._alike: deque[float] = deque(maxlen=_KEPT)  # unmeasured, and first of a block; relative too
 
-    def end(self, step: int, measured: bool) -> None:
-        """Note that a step ended now."""
+    def end(self, step: int, measured: bool, in_full: bool = False) -> None:
+        """Note that a step ended now.
+
+        Args:
+            step: its number.
+            measured: whether it was measured.
+            in_full: whether more was read than in most measured steps.
+        """
         (before, self._time), (last, self._step) = (self._time, self._clock()), (self._step, step)
         if self._warm_up:
             self._warm_up -= measured
@@ -60,11 +72,13 @@ class Cost:
             if not measured and not is_first:
                 self._plain.append(seconds)
             elif len(self._plain) >= _ENOUGH and (usual := median(self._plain)) > 0:
-                (self._measured if measured else self._alike).append(seconds / usual)
+                kind = self._alike if not measured else self._in_full if in_full else self._measured
+                kind.append(seconds / usual)
 
     def forget_measured(self) -> None:
         """Measured steps will cost something else from now on."""
         self._measured.clear()
+        self._in_full.clear()
 
     def pause(self) -> None:
         """What passes until the next step ends is no step's."""
@@ -75,6 +89,10 @@ class Cost:
         if len(self._measured) < _ENOUGH:
             return None
         more, error = _median(self._measured)
+        if len(self._in_full) >= _FEW:  # a median of all would hide those that are few and dear
+            dearer, error_of_dearer = _median(self._in_full)
+            more += self._full_share * (dearer - more)
+            error = math.hypot((1 - self._full_share) * error, self._full_share * error_of_dearer)
         less, error_of_less = _median(self._alike) if len(self._alike) >= _ENOUGH else (1.0, 0.0)
         doubt = _CERTAIN * math.hypot(error, error_of_less)
         return Share(*(max(0.0, more - less + off) / every for off in (0.0, -doubt, doubt)))

@@ -351,7 +351,7 @@ class EntropyMonitor:
         self._delivery.call(self._store, lambda: self._store.describe(as_plan(snapshot())))
 
     def _revise_plan(self, now: int, measured: bool) -> None:
-        change = self._plan.end(now, measured)
+        change = self._plan.end(now, measured, self._schedule.in_full)
         if change is not None:
             logger.info("entropy-monitor: from step %d on %s", now + 1, change)
             self._follow_plan()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from entropy_monitor.cost import Cost, Share
 from entropy_monitor.precision import Precision
 from entropy_monitor.records import Array
+from entropy_monitor.schedule import IN_FULL
 
 ROWS = 32
 """Rows of each sequence at first; see `measures.rows_for`."""
@@ -65,7 +66,7 @@ class Plan:
         self._rows_move = rows == "auto" and not fixed
         self._every_moves = every == "auto" and budget is not None and not fixed
         self._budget = budget
-        self._cost = Cost(self.every, clock)
+        self._cost = Cost(self.every, clock, 1 / IN_FULL)
         self._precision = Precision()
 
     @property
@@ -78,11 +79,17 @@ class Plan:
         if self._rows_move:
             self._precision.observe(heads, entropy, error)
 
-    def end(self, step: int, measured: bool) -> str | None:
-        """Note that a step ended; returns what has changed and why, in words, if anything has."""
+    def end(self, step: int, measured: bool, in_full: bool = False) -> str | None:
+        """Note that a step ended; returns what has changed and why, in words, if anything has.
+
+        Args:
+            step: its number.
+            measured: whether it was measured.
+            in_full: whether it was read in full, see `Schedule.in_full`.
+        """
         if not self._rows_move and not self._every_moves:
             return None
-        self._cost.end(step, measured)
+        self._cost.end(step, measured, in_full)
         return self._revise(self._cost.share(self.every)) if measured else None
 
     def state_dict(self) -> dict[str, Any]:

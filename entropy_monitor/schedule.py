@@ -6,7 +6,8 @@ import operator
 from collections.abc import Mapping
 
 _FIRST_IN_FULL = 8
-_IN_FULL = 4
+IN_FULL = 4
+"""Of so many measurements one is read in full."""
 
 
 class Schedule:
@@ -43,7 +44,7 @@ class Schedule:
         full, and then one of four.
         """
         block = self.next // self.every
-        return block < _FIRST_IN_FULL or block % _IN_FULL == 0
+        return block < _FIRST_IN_FULL or block % IN_FULL == 0
 
     def number(self, step: object) -> int:
         """The number of the step that ends: the user's, or the expected one for None.

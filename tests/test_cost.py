@@ -98,3 +98,15 @@ def test_forgetting_measured_steps() -> None:
 
 def test_a_clock_that_stands_still_says_nothing() -> None:
     assert ran(10, 100, lambda step, measured: 0.0).share(10) is None
+
+
+def test_the_few_measured_steps_that_are_read_in_full_count_by_their_share() -> None:
+    now = [0.0]
+    cost = Cost(10, lambda: now[0], full_share=1 / 4)
+    for step in range(800):
+        measured, in_full = step % 10 == 0, step < 80 or step % 40 == 0
+        now[0] += 2.0 + measured * (1.0 if in_full else 0.2)
+        cost.end(step, measured, in_full)
+    assert likely(cost, 10) == pytest.approx((0.75 * 0.1 + 0.25 * 0.5) / 10)
+    cost.forget_measured()
+    assert cost.share(10) is None

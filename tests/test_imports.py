@@ -32,7 +32,7 @@ RULES = {
     "schedule": set[str](),
     "cost": set[str](),
     "precision": {"records"},
-    "plan": {"cost", "precision", "records"},
+    "plan": {"cost", "precision", "records", "schedule"},
     "records": {"errors"},
     "measures": {"errors"},
     "hooks": {"measures", "errors", "guard"},
