@@ -86,10 +86,12 @@ class Cost:
 
     def share(self, every: int) -> Share | None:
         """What measuring one step in `every` adds to a training without, relative to it; None: not known."""
-        if len(self._measured) < _ENOUGH:
+        seen = len(self._measured)
+        if seen + len(self._in_full) < _ENOUGH:
             return None
-        more, error = _median(self._measured)
-        if len(self._in_full) >= _FEW:  # a median of all would hide those that are few and dear
+        # At first all are read in full: what costs far too much is seen before there are others.
+        more, error = _median(self._measured if seen >= _ENOUGH else [*self._measured, *self._in_full])
+        if seen >= _ENOUGH and len(self._in_full) >= _FEW:  # few and dear
             dearer, error_of_dearer = _median(self._in_full)
             more += self._full_share * (dearer - more)
             error = math.hypot((1 - self._full_share) * error, self._full_share * error_of_dearer)
