@@ -127,9 +127,11 @@ def test_cost_prints_a_row_a_contender() -> None:
     assert set(costs) == contenders | {"contender", "---", "plain", "plain again"}
     assert set(effects) == set(errors) == contenders | {"contender", "---"}
     for name in contenders - {"torch-module-monitor"}:  # which is optional
-        measured, between, whole, memory = costs[name]
+        measured, in_full, between, whole, memory = costs[name]
         rows, fresh, collapsed = errors[name]
-        assert all("…" in cell for cell in (measured, between, whole)), costs[name]
+        assert all("…" in cell for cell in (measured, between)), costs[name]
+        assert ("…" in in_full) == name.startswith("ours")
+        assert float(whole) > 0
         assert int(memory) >= -100
         assert rows == "32"  # all of them
         for error in (fresh, collapsed):
