@@ -30,6 +30,7 @@ class Schedule:
         self.every = every
         self._last: int | None = None
         self._measured: int | None = None
+        self._count = 0  # measurements so far
 
     @property
     def due(self) -> bool:
@@ -43,8 +44,7 @@ class Schedule:
         They cost several times what rows of attention do, and change slowly: the first measurements are in
         full, and then one of four.
         """
-        block = self.next // self.every
-        return block < _FIRST_IN_FULL or block % IN_FULL == 0
+        return self._count < _FIRST_IN_FULL or self._count % IN_FULL == 0
 
     def number(self, step: object) -> int:
         """The number of the step that ends: the user's, or the expected one for None.
@@ -60,13 +60,15 @@ class Schedule:
         self._last, self.next = step, step + stride
         if measured:
             self._measured = step
+            self._count += 1
 
     def state_dict(self) -> dict[str, int | None]:
         """Where the run is."""
-        return {"next": self.next, "last": self._last, "measured": self._measured}
+        return {"next": self.next, "last": self._last, "measured": self._measured, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, int | None]) -> None:
         """Go on from there."""
         self.next = state["next"] or 0
         self._last = state["last"]
         self._measured = state["measured"]
+        self._count = state["count"] or 0

@@ -88,8 +88,12 @@ def _weight_floor(
     if x_q is None or x_kv is None:
         return unknown
     n = stats.num_keys
+    factor = call.query.factor * call.key.factor
+    # After rotary embeddings or norms it does not hold; their norms are not worth computing.
+    if (n.device.type == "cpu" or isinstance(factor, float)) and math.isnan(factor):
+        return unknown
     x_norm = torch.linalg.vector_norm(_take(x_q, rows, dim=1).to(n.dtype), dim=-1)[:, None]
-    scale = scale * (call.query.factor * call.key.factor)
+    scale = scale * factor
     sigma_qk, query_bias = sigmas.sigma_qk[:, None], sigmas.query_bias[:, None]
     if n.device.type == "cpu":
         least = measures.norm_at_least(x_kv)[:, None, None]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -13,54 +10,36 @@ from entropy_monitor.hooks.calls import Role
 
 
 class LayerSigmas:
-    """The largest singular value of each layer's weights, from below: no floor may rest on them.
+    """The largest singular value of each layer's weights, from below: it informs, and no floor rests on it.
 
-    Each weight's leading vectors are kept (4 columns), so that the next look costs few passes over it;
-    see `measures.leading_singular_value` for the accuracy. A look at other micro-batches of the same step
-    costs nothing.
+    Each weight's leading vectors are kept (4 columns), so that the next look costs a pass or two over the
+    weight; see `measures.leading_singular_value` for the accuracy.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, Role], _Kept] = {}
-
-    def begin(self) -> None:
-        """A new step: weights may have changed, whatever their versions say (some write through `.data`)."""
-        for kept in self._kept.values():
-            kept.versions = None
+        self._vectors: dict[tuple[str, Role], Tensor] = {}
 
     @torch.no_grad()
-    def sigma(self, layer: str, role: Role, matrix: Tensor, versions: Hashable) -> Tensor:
+    def sigma(self, layer: str, role: Role, matrix: Tensor) -> Tensor:
         """The spectral norm of one weight.
 
         Args:
             layer: whose.
             role: which of its weights.
             matrix: `[m, n]`, any floating dtype and strides.
-            versions: changes when the weight does; not None.
 
         Returns:
             0-dim, float32 (float64 for float64), on the matrix's device; NaN where it is not finite.
         """
-        kept = self._kept.get((layer, role))
-        if kept is not None and kept.versions == versions and kept.device == matrix.device:
-            return kept.sigma
-        start = None if kept is None else kept.vectors
-        sigma, vectors = measures.leading_singular_value(matrix, start)
+        place = (layer, role)
+        sigma, vectors = measures.leading_singular_value(matrix, self._vectors.get(place))
         # A weight that begins at zero, or is not finite, leaves no vectors to follow.
-        lost = matrix.device.type == "cpu" and not bool(sigma > 0)
-        self._kept[layer, role] = _Kept(sigma, None if lost else vectors, versions, matrix.device)
+        if matrix.device.type == "cpu" and not bool(sigma > 0):
+            self.forget(layer, role)
+        else:
+            self._vectors[place] = vectors
         return sigma
 
     def forget(self, layer: str, role: Role) -> None:
         """What was taken for this weight was not it."""
-        self._kept.pop((layer, role), None)
-
-
-@dataclass
-class _Kept:
-    """What is known of one weight."""
-
-    sigma: Tensor
-    vectors: Tensor | None
-    versions: Hashable | None
-    device: torch.device
+        self._vectors.pop((layer, role), None)

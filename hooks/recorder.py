@@ -17,7 +17,6 @@ from entropy_monitor.hooks.layer_sigmas import LayerSigmas
 from entropy_monitor.hooks.maps import evidence_map, full_map
 from entropy_monitor.hooks.projections import Projection, WeightPart
 from entropy_monitor.hooks.reading import CallReading, RowCount
-from entropy_monitor.hooks.storage import version_of
 from entropy_monitor.hooks.unread import UnreadError
 from entropy_monitor.hooks.visibility import Visibility, sample
 
@@ -168,7 +167,6 @@ class Recorder:
         self._in_full = in_full
         self._suspects = suspects
         self._head_sigmas.begin()
-        self._layer_sigmas.begin()
         self._readings: dict[tuple[str, int], CallReading] = {}
         self._sigmas: dict[tuple[str, Role], Tensor] = {}
         self._broken: set[tuple[str, int]] = set()
@@ -204,11 +202,9 @@ class Recorder:
             parts.reasons.pop(role, None)
             parts.sharded |= projection.shard is not None
             # Beside queries that are split, the heads of a whole W_K that are used here may not be all.
-            wanted = self._in_full or layer in self._suspects
-            if wanted and projection.is_whole and (projection.is_all or not parts.sharded):
-                self._sigmas[layer, role] = self._layer_sigmas.sigma(
-                    layer, role, projection.matrix(), _versions(projection)
-                )
+            all_here = projection.is_whole and (projection.is_all or not parts.sharded)
+            if all_here and self._reads_in_full(layer):
+                self._sigmas[layer, role] = self._layer_sigmas.sigma(layer, role, projection.matrix())
             if projection.shard is None and (part := projection.part_of_parameter()) is not None:
                 parts.weights[role] = part
 
@@ -269,8 +265,8 @@ class Recorder:
             if call.layer in self._suspects:
                 reading.map = evidence_map(call)
         try:
-            in_full = self._in_full or call.layer in self._suspects
-            reading.add(call, self._rows_of(call), self._head_sigmas.of(call) if in_full else None)
+            sigmas = self._head_sigmas.of(call) if self._reads_in_full(call.layer) else None
+            reading.add(call, self._rows_of(call), sigmas)
         except Exception:
             # The rest of a step's rows would pass for all of them.
             self._broken.add(key)
@@ -282,6 +278,9 @@ class Recorder:
         self._keep_full_map(call)
         if is_new:  # last: should it fail, the figures are there
             parts.visibility = sample(call)
+
+    def _reads_in_full(self, layer: str) -> bool:
+        return self._in_full or layer in self._suspects
 
     def _rows_of(self, call: AttentionCall) -> Tensor | None:
         batch, _, tokens = call.shape
@@ -304,12 +303,6 @@ class Recorder:
         if call.call == 0:
             kept.clear()  # the maps of the latest forward
         kept.append(full_map(call, None if isinstance(heads, str) else heads))
-
-
-def _versions(projection: Projection) -> tuple[tuple[int, int], ...]:
-    """Changes when a projection's weight does. One that is computed anew is told by its parameters."""
-    tensors = projection.parameters or (projection.weight,)
-    return tuple((id(tensor), version_of(tensor)) for tensor in tensors)
 
 
 def _require_values(call: AttentionCall) -> None:

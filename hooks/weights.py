@@ -63,7 +63,7 @@ class WeightWatcher:
         """
         self._forget()
         self._only = only
-        self.armed = True
+        self.armed = only is None or len(only) > 0
 
     def disarm(self) -> None:
         """Read no more, and forget what was read."""
@@ -91,6 +91,8 @@ class WeightWatcher:
         Returns:
             `[len(layers), len(UPDATE_FIGURES)]`, float32; entropies in nats; NaN = not known.
         """
+        if not self._gradients and not self._updates:
+            return torch.full((len(layers), len(UPDATE_FIGURES)), math.nan, device=device)
         return torch.stack([self._layer_figures(name, device) for name in layers])
 
     def _forget(self) -> None:

@@ -38,7 +38,6 @@ from entropy_monitor.measures.scale_invariance import (
     equilibrium_norm,
 )
 from entropy_monitor.measures.spectral import (
-    largest_singular_value,
     sigma_qk,
     spectral_entropy,
     spectral_norm,
@@ -72,7 +71,6 @@ __all__ = [
     "hidden_logits",
     "is_two_valued",
     "joint_spectrum",
-    "largest_singular_value",
     "leading_singular_value",
     "minimising_logits",
     "norm_at_least",

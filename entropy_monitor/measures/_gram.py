@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from entropy_monitor.measures._precision import MAX_BYTES, matmul, working_dtype
+from entropy_monitor.measures._precision import MAX_BYTES, matmul, on_host, working_dtype
 
+_SAFE_TRACE = (1e-16, 1e30)  # of a Gram matrix none of whose products over- or underflowed to any effect
 _TEMPORARIES = 4  # copies of a matrix, live at once while its Gram is made
 
 
@@ -54,6 +55,35 @@ def grams(w: Tensor, *, of_columns: bool | None = None, max_bytes: int = MAX_BYT
     if of_columns is None:
         of_columns = w.shape[-1] <= w.shape[-2]
     return (matmul(s.mT, s) if of_columns else matmul(s, s.mT)), factor
+
+
+def unit_grams(w: Tensor) -> tuple[Tensor, Tensor]:
+    """`WᵀW` of every matrix, of trace 1, and the factors that were taken out of W.
+
+    Args:
+        w: `[N, m, n]`, any floating dtype and strides.
+
+    Returns:
+        `[N, n, n]` and `[N]`: zeros for matrices that are zero (factor 0) or not finite (factor NaN).
+    """
+    if on_host(w) and 0 not in w.shape:
+        G = _plain_grams(w)
+        trace = G.diagonal(dim1=-2, dim2=-1).sum(-1)
+        if bool(((trace > _SAFE_TRACE[0]) & (trace < _SAFE_TRACE[1])).all()):
+            return G / trace[..., None, None], trace.sqrt()
+    # On an accelerator one may not look; scaling first is a pass over memory that is fast there.
+    G, factor = grams(w, of_columns=True)
+    trace = G.diagonal(dim1=-2, dim2=-1).sum(-1)
+    divisor = torch.where(trace > 0, trace, 1.0)
+    return G / divisor[..., None, None], factor * divisor.sqrt()
+
+
+def _plain_grams(w: Tensor) -> Tensor:
+    dtype = working_dtype(w)
+    if w.dtype == dtype:
+        return matmul(w.mT, w)
+    count = max(1, MAX_BYTES // (4 * w[0].numel() * dtype.itemsize))
+    return torch.cat([matmul(part.mT, part) for part in (p.to(dtype) for p in torch.split(w, count))])
 
 
 def power_bound(G: Tensor, squarings: int) -> Tensor:

@@ -39,7 +39,7 @@ class RowStatistics(NamedTuple):
 
 
 def without_keys(like: Tensor, num_rows: int, dtype: torch.dtype) -> RowStatistics:
-    """Statistics `[B, H, num_rows]` of rows that see no key: what `reduce_block` then writes into."""
+    """Statistics `[B, H, num_rows]` of rows that see no key: what `Reduction` then writes into."""
     shape = (*like.shape[:2], num_rows)
     fill = (0.0, 0.0, -math.inf, 0.0, 0.0)
     return RowStatistics(*(like.new_full(shape, value, dtype=dtype) for value in fill))

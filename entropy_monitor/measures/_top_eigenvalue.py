@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from entropy_monitor.measures._precision import matmul
+from entropy_monitor.measures._precision import matmul, on_host
 
 _FIRST, _LAST = 5, 9  # squarings after which it is looked whether these are enough, and the most of them
 _GAP = 2e-4  # of λ's bounds, relative
@@ -37,7 +37,7 @@ def top_eigenvalue(G: Tensor) -> Tensor:
     M = G / divisor
     for k in range(1, _LAST + 1):
         M = matmul(M, M)
-        looks = k == _LAST or (k >= _FIRST and G.device.type == "cpu")
+        looks = k == _LAST or (k >= _FIRST and on_host(G))
         if not looks and k % _UNSCALED:
             continue
         norm, divisor = _norms(M)

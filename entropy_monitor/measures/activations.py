@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.measures._gram import power_bound
-from entropy_monitor.measures._precision import exact, matmul, on_host, working_dtype
+from entropy_monitor.measures._gram import power_bound, unit_grams
+from entropy_monitor.measures._precision import exact, matmul, working_dtype
 from entropy_monitor.measures._top_eigenvalue import top_eigenvalue
+from entropy_monitor.measures.krylov import starting_vectors
 from entropy_monitor.measures.spectral import safety, spectral_norm_bound
 
 _GRAM = 256  # up to this smaller side the Gram matrix is made: it costs as much as that many rows of logits
 _FEW = 2**14  # numbers in Gram matrices for which a sharper bound costs next to nothing
 _SQUARINGS = 3
-_SAFE_TRACE = (1e-16, 1e30)  # of a Gram matrix none of whose products over- or underflowed to any effect
 _PROBES = 16
 _ROUNDS = 3
 # The norm of 16 standard normal numbers is below it once in 10^9: P(χ²_16 < t²) ≈ (t²/2)^8 / 8!.
@@ -49,7 +49,7 @@ def activation_norm(x: Tensor) -> Tensor:
 
     From the Gram matrix G where its side n is at most 256, as `‖G⁸‖_F^(1/16)`: above by `n^(1/32)` at most
     (14 % for 64) if all singular values are equal, by 2 % for noise, and less where one direction dominates;
-    few and small matrices on the CPU come out to 0.25 %.
+    few and small matrices come out to 0.25 %.
 
     Else from 16 random vectors Ω and `Y = (XᵀX)³ Ω`: with v₁ the first right singular vector
     `‖Y‖₂ ≥ ‖X‖₂⁶ ‖v₁ᵀΩ‖₂`, and the norm of 16 normal numbers is at least 0.75 but for once in 10⁹, so
@@ -77,7 +77,7 @@ def activation_norm(x: Tensor) -> Tensor:
         x = x.to(working_dtype(x))
         frobenius = torch.linalg.vector_norm(x, dim=(-2, -1))
         scale = torch.where(frobenius > 0, frobenius, 1.0)[..., None, None]
-        y = _probes(x)
+        y = starting_vectors(x.shape[-1], _PROBES, x)
         for _ in range(_ROUNDS):
             y = matmul(x.mT, matmul(x, y) / scale) / scale
         top = spectral_norm_bound(y)
@@ -87,19 +87,8 @@ def activation_norm(x: Tensor) -> Tensor:
 
 
 def _by_gram(x: Tensor) -> Tensor:
-    x = x.to(working_dtype(x))
-    if on_host(x) and 0 not in x.shape:
-        flat = x.reshape(-1, *x.shape[-2:])
-        G = matmul(flat.mT, flat) if x.shape[-1] <= x.shape[-2] else matmul(flat, flat.mT)
-        trace = G.diagonal(dim1=-2, dim2=-1).sum(-1)
-        if bool(((trace > _SAFE_TRACE[0]) & (trace < _SAFE_TRACE[1])).all()):
-            G = G / trace[:, None, None]
-            top = trace * (top_eigenvalue(G) if G.numel() <= _FEW else power_bound(G, _SQUARINGS))
-            return (top.sqrt() * safety(x)).view(x.shape[:-2])
-    return spectral_norm_bound(x, _SQUARINGS)  # which scales each matrix first
-
-
-def _probes(x: Tensor) -> Tensor:
-    """`[n, 16]` standard normal numbers."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(x.shape[-1], _PROBES, generator=generator, dtype=torch.float64, device="cpu").to(x)
+    flat = x.flatten(0, -3) if x.dim() > 2 else x[None]
+    G, factor = unit_grams(flat if x.shape[-1] <= x.shape[-2] else flat.mT)
+    top = top_eigenvalue(G) if G.numel() <= _FEW else power_bound(G, _SQUARINGS)
+    norm: Tensor = (factor * top.sqrt() * safety(x)).view(x.shape[:-2])
+    return norm

@@ -19,7 +19,7 @@ from entropy_monitor.measures._blocks import blocks
 from entropy_monitor.measures._logits import Modify, check_operands
 from entropy_monitor.measures._precision import MAX_BYTES, exact, products_round, working_dtype
 from entropy_monitor.measures.fused_norms import CHUNK, logit_norms
-from entropy_monitor.measures.rows import RowStatistics
+from entropy_monitor.measures.rows import RowStatistics, row_statistics
 
 ROWS_AGAIN = 16
 """Rows of each head that an accelerator computes again: how many need it, the host must not wait to learn."""
@@ -235,13 +235,20 @@ def _again_where_needed(
     needed = (error > _ABSOLUTE) | (error > _RELATIVE * entropy) | ~entropy.isfinite()
     for b, h in needed.any(-1).nonzero().tolist():
         rows = needed[b, h].nonzero()[:, 0]
-        keys = k[b, h // group].double()
-        step = max(1, max_bytes // (8 * 6 * keys.shape[0]))
-        for start in range(0, len(rows), step):
-            some = rows[start : start + step]
-            chosen = q[b, h, some].double()
-            part = None if seen is None else masks.cut(seen, slice(b, b + 1), slice(h, h + 1), some)[0, 0]
-            entropy[b, h, some] = _direct(chosen, keys, part, some, is_causal, scale).to(entropy.dtype)
+        at, key_head = (slice(b, b + 1), slice(h, h + 1)), slice(h // group, h // group + 1)
+        entropy[b, h, rows] = (
+            row_statistics(
+                q[at].double(),
+                k[at[0], key_head].double(),
+                mask=None if seen is None else masks.cut(seen, *at, slice(None)),
+                is_causal=is_causal,
+                scale=scale,
+                rows=rows,
+                max_bytes=max_bytes,
+            )
+            .entropy[0, 0]
+            .to(entropy.dtype)
+        )
 
 
 def _again_the_worst(

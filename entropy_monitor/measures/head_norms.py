@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from entropy_monitor.measures._gram import grams
-from entropy_monitor.measures._precision import MAX_BYTES, exact, matmul, working_dtype
+from entropy_monitor.measures._gram import unit_grams
+from entropy_monitor.measures._precision import exact, matmul, working_dtype
 from entropy_monitor.measures._top_eigenvalue import top_eigenvalue
 from entropy_monitor.measures.spectral import require_heads, require_matrix, safety, shifted
-
-_SAFE_TRACE = (1e-16, 1e30)  # of a Gram matrix, none of whose products over- or underflowed to any effect
 
 
 @torch.no_grad()
@@ -30,7 +28,7 @@ def head_norm(w: Tensor) -> Tensor:
     """
     require_matrix(w)
     with exact(w.device):
-        G, factor = _unit_grams(w)
+        G, factor = unit_grams(w)
         return factor * top_eigenvalue(G).sqrt() * safety(w)
 
 
@@ -59,8 +57,8 @@ def head_norms(w_q: Tensor, w_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dtype = working_dtype(w_q, w_k)
     heads, keys = w_q.shape[0], w_k.shape[0]
     with exact(w_q.device):
-        A, factor_q = _unit_grams(w_q.to(dtype) if dtype == torch.float64 else w_q)
-        B, factor_k = _unit_grams(w_k.to(dtype) if dtype == torch.float64 else w_k)
+        A, factor_q = unit_grams(w_q.to(dtype) if dtype == torch.float64 else w_q)
+        B, factor_k = unit_grams(w_k.to(dtype) if dtype == torch.float64 else w_k)
         shared = shifted(B).repeat_interleave(heads // keys, dim=0)
         L, failed = torch.linalg.cholesky_ex(shifted(A))
         C = matmul(matmul(L.mT, shared), L)
@@ -69,31 +67,6 @@ def head_norms(w_q: Tensor, w_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         top = torch.where(failed > 0, top_q * top_k, top)
         sigma_qk = factor_q * factor_k * top.sqrt() * safety(w_q) * safety(w_k)
         return factor_q * top_q.sqrt() * safety(w_q), factor_k * top_k.sqrt() * safety(w_k), sigma_qk
-
-
-def _unit_grams(w: Tensor) -> tuple[Tensor, Tensor]:
-    """`WᵀW` of every head, of trace 1, and the factors `[H]` that were taken out of W.
-
-    Zeros for heads that are zero (factor 0) or not finite (factor NaN).
-    """
-    if w.device.type == "cpu" and 0 not in w.shape:
-        G = _plain_grams(w)
-        trace = G.diagonal(dim1=-2, dim2=-1).sum(-1)
-        if bool(((trace > _SAFE_TRACE[0]) & (trace < _SAFE_TRACE[1])).all()):
-            return G / trace[..., None, None], trace.sqrt()
-    # On an accelerator one may not look; scaling first is a pass over memory that is fast there.
-    G, factor = grams(w, of_columns=True)
-    trace = G.diagonal(dim1=-2, dim2=-1).sum(-1)
-    divisor = torch.where(trace > 0, trace, 1.0)
-    return G / divisor[..., None, None], factor * divisor.sqrt()
-
-
-def _plain_grams(w: Tensor) -> Tensor:
-    dtype = working_dtype(w)
-    if w.dtype == dtype:
-        return matmul(w.mT, w)
-    count = max(1, MAX_BYTES // (4 * w[0].numel() * dtype.itemsize))
-    return torch.cat([matmul(part.mT, part) for part in (p.to(dtype) for p in torch.split(w, count))])
 
 
 @torch.no_grad()

@@ -37,10 +37,15 @@ def hidden(mask: Tensor, two_valued: Tensor | None = None) -> Tensor:
     if mask.dtype == torch.bool:
         return ~mask
     _require_floating(mask)
-    limit = max(_HIDING * (1 - _ROUNDED), torch.finfo(mask.dtype).min / 2)
+    limit = hiding_limit(mask.dtype)
     if two_valued is None:
         two_valued = is_two_valued(mask)
     return (mask <= limit) | (_is_ten_thousand(mask) & two_valued)
+
+
+def hiding_limit(dtype: torch.dtype) -> float:
+    """The largest value of an additive mask that hides a key, whatever the others are."""
+    return max(_HIDING * (1 - _ROUNDED), torch.finfo(dtype).min / 2)
 
 
 def hidden_logits(logits: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def spectral_norm(w: Tensor) -> Tensor:
     """Largest singular value, from the eigenvalues of the smaller Gram matrix.
 
     Relative error below 1e-5 in float32, kept to the upper side: the result is not below the true
-    norm. Waits for the device on accelerators; `largest_singular_value` does not.
+    norm. Waits for the device on accelerators; `spectral_norm_bound` does not.
 
     Args:
         w: `[..., m, n]`, any floating dtype.
@@ -66,33 +66,18 @@ def spectral_norm_bound(w: Tensor, squarings: int = _SQUARINGS) -> Tensor:
         return norm
 
 
-def largest_singular_value(w: Tensor) -> Tensor:
-    """`spectral_norm` on the CPU, `spectral_norm_bound` elsewhere: upper-safe, and never a wait.
-
-    Args:
-        w: `[..., m, n]`, any floating dtype.
-
-    Returns:
-        `[...]`, not below the true norm.
-    """
-    return spectral_norm(w) if w.device.type == "cpu" else spectral_norm_bound(w)
-
-
 @torch.no_grad()
-def sigma_qk(w_q: Tensor, w_k: Tensor, *, bound: bool | None = None) -> Tensor:
+def sigma_qk(w_q: Tensor, w_k: Tensor) -> Tensor:
     """`σ_QK = ‖W_K,g(h) W_Q,hᵀ‖₂` of every query head, from Grams of the head size (Theorem 3.1).
 
     With `A = W_QᵀW_Q = LLᵀ` and `B = W_KᵀW_K`, σ_QK² is the largest eigenvalue of AB, which is that
-    of the symmetric `LᵀBL`. Neither scale nor biases nor rotary embeddings are in it.
+    of the symmetric `LᵀBL`. Neither scale nor biases nor rotary embeddings are in it. Computed in float64,
+    where the device has it; waits for an accelerator. `head_norms` takes less time, and does not wait.
 
     Args:
         w_q: `[H, d_model, d_head]`, any floating dtype.
         w_k: `[Hk, d_model, d_head]`, Hk a divisor of H: head h uses key head `h // (H // Hk)`. Its
             d_model may differ.
-        bound: False computes the norm itself (in float64, where the device has it) and waits for an
-            accelerator; True gives a certified upper bound without waiting, above the norm by up to
-            2 % of it (d_head = 128) and, where it lies far below `‖W_Q‖ ‖W_K‖`, by up to 1 % of that
-            product. By default False on the CPU, True elsewhere.
 
     Returns:
         `[H]`; NaN for heads whose weights are not finite.
@@ -101,17 +86,15 @@ def sigma_qk(w_q: Tensor, w_k: Tensor, *, bound: bool | None = None) -> Tensor:
         ConfigurationError: if the shapes do not fit.
     """
     require_heads(w_q, w_k)
-    if bound is None:
-        bound = w_q.device.type != "cpu"
     dtype = working_dtype(w_q, w_k)
     with exact(w_q.device):
-        if not bound and w_q.device.type != "mps":
+        if w_q.device.type != "mps":
             w_q, w_k = w_q.double(), w_k.double()
         A, factor_q = grams(w_q, of_columns=True)
         B, factor_k = grams(w_k, of_columns=True)
         group = w_q.shape[0] // w_k.shape[0]
         B, factor_k = B.repeat_interleave(group, dim=0), factor_k.repeat_interleave(group, dim=0)
-        top = _product_bound(A, B) if bound else _product_top(A, B)
+        top = _product_top(A, B)
         norm = factor_q * factor_k * top.sqrt() * safety(w_q)
         # Rounding to float32 must not undo the upper side.
         return (norm * (1 + torch.finfo(dtype).eps)).to(dtype)
@@ -197,19 +180,6 @@ def _product_top(A: Tensor, B: Tensor) -> Tensor:
     root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
     top: Tensor = torch.linalg.eigvalsh(matmul(matmul(root.mT, B), root))[..., -1].clamp(min=0)
     return top
-
-
-def _product_bound(A: Tensor, B: Tensor) -> Tensor:
-    """Upper bound on the top eigenvalue of AB by Cholesky and repeated squaring, without a wait.
-
-    A shift of A and B by more than their rounding errors keeps the bound an upper one and A
-    positive definite. Where the factorisation fails all the same, the product of the two norms'
-    bounds stands in.
-    """
-    apart = power_bound(A, _SQUARINGS) * power_bound(B, _SQUARINGS)
-    L, failed = torch.linalg.cholesky_ex(shifted(A))
-    together = power_bound(matmul(matmul(L.mT, shifted(B)), L), _SQUARINGS)
-    return torch.where(failed > 0, apart, together)
 
 
 def shifted(G: Tensor) -> Tensor:

@@ -251,7 +251,7 @@ def _mask_operand(
     if mask.dtype == torch.float64:
         # Every value that hides and every bias of size survives; Triton would read it at double the cost.
         mask = mask.to(torch.float32)
-    limit = max(masks._HIDING * (1 - masks._ROUNDED), torch.finfo(mask.dtype).min / 2)
+    limit = masks.hiding_limit(mask.dtype)
     two_valued = masks.is_two_valued(mask).to(torch.int32)
     return _ADDITIVE, mask.expand(shape), limit, two_valued
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.measures import activation_norm, norm_at_least
+from entropy_monitor.measures import activation_norm, activations, norm_at_least
 from tests.measures.cases import random, true_norm
 
 
@@ -76,9 +76,11 @@ def test_no_random_state_is_touched_and_the_result_is_the_same() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_nothing_asks_the_device_for_a_value() -> None:
-    x = torch.empty(2, 400, 384, device="meta")
-    assert activation_norm(x).shape == norm_at_least(x).shape == (2,)
+def test_nothing_asks_the_device_for_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "starting_vectors", lambda n, count, like: like.new_empty(n, count))
+    for shape in ((2, 400, 384), (2, 400, 64), (2, 64, 400)):
+        x = torch.empty(shape, device="meta")
+        assert activation_norm(x).shape == norm_at_least(x).shape == (2,)
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(3), torch.zeros(3, 4, dtype=torch.int64)])
