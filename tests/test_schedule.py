@@ -36,13 +36,18 @@ def test_the_users_own_numbers_are_followed(numbers: range, expected: list[int])
 
 
 def test_the_first_measurements_are_in_full_and_then_one_of_four() -> None:
-    for every in (1, 10):
-        schedule, full = Schedule(every), []
-        for step in range(17 * every):
-            if schedule.due and schedule.in_full:
-                full.append(step // every)
-            schedule.end(step, schedule.due)
-        assert full == [*range(8), 8, 12, 16]
+    for every, stride in ((1, 1), (10, 1), (10, 40), (10, 1_000)):
+        schedule, step, full = Schedule(every), 0, []
+        while len(full) < 17:
+            measured = schedule.due
+            if measured:
+                full.append(schedule.in_full)
+            schedule.end(step, measured)
+            step += stride
+        assert [count for count, whole in enumerate(full) if whole] == [*range(8), 8, 12, 16]
+        resumed = Schedule(every)
+        resumed.load_state_dict(schedule.state_dict())
+        assert not resumed.in_full  # the 18th
 
 
 def test_going_back_measures_again() -> None:

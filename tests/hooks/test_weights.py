@@ -251,6 +251,16 @@ def test_frozen_weights_are_not_known() -> None:
     assert math.isnan(half["update_entropy"])
 
 
+def test_with_no_layer_to_read_nothing_is_looked_at() -> None:
+    weights = WeightWatcher([], {}, Guard())
+    for only, armed in ((None, True), (frozenset({"a"}), True), (frozenset(), False)):
+        weights.arm(only)
+        assert weights.armed == armed
+    figures = weights.figures(["a", "b"], torch.device("cpu"))
+    assert figures.shape == (2, 4)
+    assert figures.isnan().all()
+
+
 def test_without_an_optimizer_nothing_is_known() -> None:
     model = tiny()
     watched = Watched(model)
