@@ -6,9 +6,9 @@ T queries, S keys, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -154,3 +154,19 @@ class AttentionCall:
         """Sequences B, query heads H, queries T."""
         b, h, t = self.rows.shape[:3]
         return b, h, t
+
+
+class Receiver(Protocol):
+    """What is told of each attention call, inside the forward, without gradients."""
+
+    def expect(self, calls: Sequence[tuple[str, int]]) -> None:
+        """Layers and calls in the order in which they are written: compiled code may run in another."""
+
+    def attention(self, call: AttentionCall) -> None:
+        """One attention call, before the function itself runs."""
+
+    def projection(self, layer: str, role: Role, projection: Projection) -> None:
+        """W_V or W_O of a layer, as soon as it is known."""
+
+    def retract(self, layer: str, role: Role) -> None:
+        """What was told of a projection was wrong, or not all of it."""

@@ -6,40 +6,25 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from entropy_monitor.guard import Guard
-from entropy_monitor.hooks.calls import AttentionCall, Role, Seen
+from entropy_monitor.hooks.calls import AttentionCall, Receiver, Role, Seen
 from entropy_monitor.hooks.features import Features
 from entropy_monitor.hooks.lineage import Lineage, Origin
 from entropy_monitor.hooks.linears import LinearCall
 from entropy_monitor.hooks.ownership import Identified, first_head, identify, owner_of, whole_projection
 from entropy_monitor.hooks.projections import Projection
+from entropy_monitor.hooks.recall import Followed, tells_all
 from entropy_monitor.hooks.scope import NEAR, Scope, declared_heads
 from entropy_monitor.hooks.site import EagerSite, Site
 from entropy_monitor.hooks.sources import ATTENTION, Source, normalised, source_of
 from entropy_monitor.hooks.sources.normalised import Activations
 from entropy_monitor.hooks.trace import Trace, Weighted
 from entropy_monitor.hooks.unread import UnreadError
-
-
-class Receiver(Protocol):
-    """What is told of each attention call, inside the forward, without gradients."""
-
-    def expect(self, calls: Sequence[tuple[str, int]]) -> None:
-        """Layers and calls in the order in which they are written: compiled code may run in another."""
-
-    def attention(self, call: AttentionCall) -> None:
-        """One attention call, before the function itself runs."""
-
-    def projection(self, layer: str, role: Role, projection: Projection) -> None:
-        """W_V or W_O of a layer, as soon as it is known."""
-
-    def retract(self, layer: str, role: Role) -> None:
-        """What was told of a projection was wrong, or not all of it."""
 
 
 @dataclass
@@ -86,7 +71,13 @@ class Observer:
         sightings: where what is not measured is noted.
         patterns: names of modules in which every softmax counts as attention.
         settled: see `Lineage`.
+
+    Attributes:
+        scopes: the forwards that are running, of modules that are no torch layers.
+        followed: whose each attention call is, for forwards that need not be followed.
     """
+
+    follows = True
 
     def __init__(
         self,
@@ -98,6 +89,7 @@ class Observer:
         settled: dict[Hashable, Any],
     ) -> None:
         self.scopes: list[Scope] = []
+        self.followed = Followed()
         self._names = names
         self._receiver = receiver
         self._guard = guard
@@ -106,6 +98,7 @@ class Observer:
         self._trace = Trace(settled)
         self._activations = Activations(self._trace)
         self._calls: Counter[str] = Counter()
+        self._places: Counter[nn.Module] = Counter()
         self._awaited: _Awaited | None = None
         self._outputs: dict[str, LinearCall] = {}
         self._sharded: list[LinearCall] = []
@@ -127,6 +120,7 @@ class Observer:
 
     def reject(self, why: str) -> None:
         """Note why attention of the innermost module is not read."""
+        self.followed.suffices = False
         if self.scopes:
             self._sightings.rejected[self._names[self.scopes[-1].module]] = why
 
@@ -145,6 +139,7 @@ class Observer:
             self.reject(str(error))
             return
         if seen is not None:
+            self.followed.suffices &= tells_all(source, args, kwargs)
             self._take_back_outputs(seen)
             self._found(source, args, seen, site)
 
@@ -166,9 +161,18 @@ class Observer:
             found.first_head = first_head(seen, found.projections.get("query"), split)
         except UnreadError as error:
             self._sightings.rejected[layer] = str(error)
+            self.followed.suffices = False
             return
-        tell(self._receiver, self._guard, layer, self.count(layer), seen, found)
+        self._note(seen, layer, found)
+        tell(self._receiver, self._guard, layer, self._next_call(layer), seen, found)
         self.await_output(layer, seen)
+
+    def _note(self, seen: Seen, layer: str, found: Identified) -> None:
+        """For forwards that need not be followed."""
+        module = self.scopes[-1].module
+        self.followed.note((module, self._places[module]), seen, layer, found.first_head)
+        self._places[module] += 1
+        self.followed.suffices &= not found.sharded and found.fault is None
 
     def _take_sharded(self) -> list[LinearCall]:
         """The maps near the attention that is read now of whose weights a process holds a part."""
@@ -178,7 +182,11 @@ class Observer:
         return found
 
     def count(self, layer: str) -> int:
-        """Which call of a layer in this forward comes now, from 0."""
+        """A call in compiled code: which of a layer's in this forward it is, from 0."""
+        self.followed.suffices = False
+        return self._next_call(layer)
+
+    def _next_call(self, layer: str) -> int:
         call = self._calls[layer]
         self._calls[layer] += 1
         return call

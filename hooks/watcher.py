@@ -24,16 +24,20 @@ from torch.utils.hooks import RemovableHandle
 
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import sharding, transforms
+from entropy_monitor.hooks.calls import Receiver
 from entropy_monitor.hooks.compiled import switch
 from entropy_monitor.hooks.compiled.reader import CompiledReader
 from entropy_monitor.hooks.interceptor import Interceptor
 from entropy_monitor.hooks.names import module_names
-from entropy_monitor.hooks.observer import Observer, Receiver, Sightings
+from entropy_monitor.hooks.observer import Observer, Sightings
+from entropy_monitor.hooks.recall import Followed, Recall
 from entropy_monitor.hooks.scope import is_leaf
 from entropy_monitor.hooks.sources import ATTENTION
 
 _FOLLOWING = "following the forward"
 _READING = "reading attention"
+_MISSES = 3
+"""Forwards that were not like those that were followed, after which every one is followed."""
 
 
 class _Forward(threading.local):
@@ -43,7 +47,7 @@ class _Forward(threading.local):
         self.modules: list[nn.Module] = []
         self.islands: list[nn.Module] = []  # those that run eagerly within compiled code
         self.mode: Interceptor | None = None
-        self.observer: Observer | None = None
+        self.observer: Observer | Recall | None = None
 
 
 def ignore_warning_of_global_hooks() -> None:
@@ -62,6 +66,10 @@ class Watcher:
         guard: keeps faults of the watching from the watched.
         owners: name patterns (`blocks.*.attn`) of modules in which every softmax counts as attention.
         training_only: leave out forwards without gradients or in eval mode.
+
+    Attributes:
+        rows_alone: whether nothing but rows of attention is wanted: no projections. Forwards like those that
+            were followed before are then not followed.
     """
 
     def __init__(
@@ -75,6 +83,7 @@ class Watcher:
     ) -> None:
         self.names = module_names(model)
         self.sightings = Sightings()
+        self.rows_alone = False
         self._receiver = receiver
         self._guard = guard
         self._patterns = tuple(owners)
@@ -82,6 +91,8 @@ class Watcher:
         self._leaves = {module for module in self.names if is_leaf(module)}
         self._handles: list[RemovableHandle] = []
         self._settled: dict[Hashable, Any] = {}
+        self._followed: dict[nn.Module, Followed] = {}  # by the module whose forward it was
+        self._misses = 0
         self._forward = _Forward()
         self._compiled = CompiledReader(
             self.names,
@@ -169,6 +180,8 @@ class Watcher:
         if forward.observer is not None and module not in self._leaves:
             self._guard.run(_READING, forward.observer.leave)
         if not forward.modules:
+            if isinstance(forward.observer, Observer):
+                self._followed.setdefault(module, Followed()).add(forward.observer.followed)
             self._end()
 
     def _begin(self, module: nn.Module) -> None:
@@ -179,7 +192,7 @@ class Watcher:
         if self._skips(torch.is_grad_enabled(), module.training):
             return
         forward = self._forward
-        forward.observer = self._guard.run(_READING, self._observer)
+        forward.observer = self._guard.run(_READING, self._observer, module)
         if forward.observer is None:
             return
         if module in self._leaves:
@@ -205,7 +218,10 @@ class Watcher:
         observer = self._forward.observer
         return call if observer is None else observer.count(layer)
 
-    def _observer(self) -> Observer:
+    def _observer(self, root: nn.Module) -> Observer | Recall:
+        followed = self._followed.get(root)
+        if self.rows_alone and self._misses < _MISSES and followed is not None and followed.suffices:
+            return Recall(followed, self._receiver, self._settled)
         return Observer(
             self.names, self._receiver, self._guard, self.sightings, self._patterns, self._settled
         )
@@ -230,6 +246,7 @@ class Watcher:
         forward = self._forward
         if forward.mode is not None:
             forward.mode.off()
+        self._misses += isinstance(forward.observer, Recall) and forward.observer.missed
         forward.modules.clear()
         forward.islands.clear()
         forward.mode = forward.observer = None
@@ -248,6 +265,8 @@ class Watcher:
         """Runs one torch function of the watched forward, showing it to the observer."""
         observer = self._forward.observer
         if torch.compiler.is_compiling() or observer is None or not observer.scopes:
+            return func(*args, **kwargs)
+        if not observer.follows and func not in ATTENTION:
             return func(*args, **kwargs)
         if self._guard.run(_READING, transforms.is_inside_vmap):
             if func in ATTENTION:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from entropy_monitor.guard import Guard
+from entropy_monitor.hooks.calls import Receiver
 from entropy_monitor.hooks.compiled import operator, switch
 from entropy_monitor.hooks.compiled.arguments import join, path_of
 from entropy_monitor.hooks.compiled.plan import Anchor, Plan, Thaw
 from entropy_monitor.hooks.compiled.replay import read
-from entropy_monitor.hooks.observer import Observer, Receiver, Sightings, tell
+from entropy_monitor.hooks.observer import Observer, Sightings, tell
 from entropy_monitor.hooks.ownership import owner_of
+from entropy_monitor.hooks.recall import Recall
 from entropy_monitor.hooks.unread import UnreadError
 
 _COMPILING = "following compiled code"
@@ -52,7 +54,7 @@ class CompiledReader:
         enter: Callable[[], Callable[[], object] | None],
         island: Callable[[nn.Module], None],
         innermost: Callable[[], nn.Module | None],
-        observer: Callable[[], Observer | None],
+        observer: Callable[[], Observer | Recall | None],
         unseen: Sequence[Any],
     ) -> None:
         self.names = names
