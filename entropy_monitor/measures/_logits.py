@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import threading
@@ -24,6 +25,8 @@ _ON_HOST = 2  # on the CPU, where they are made in the same memory again
 _CACHE = 2**23  # bytes of a block there: what is read again and again should not leave the caches
 _ROWS = 64  # of a causal block there: rows need no keys behind the last of them
 _ROWS_ELSEWHERE = 1024
+_PIECES = 4  # of chosen rows, for the same reason
+_PIECE = 2**17  # logits; for fewer a piece is not worth its calls
 
 HIDDEN = -1e38
 """What stands for a hidden logit: its exponential is 0, and unlike -inf it has a product with 0."""
@@ -52,6 +55,12 @@ class Cover:
     def added(self) -> Tensor:
         """What hides keys when it is added to their logits."""
         return self.hidden.float() * HIDDEN
+
+    def behind(self, first: int) -> Cover:
+        """The same, behind so many keys that all rows see."""
+        other = copy.copy(self)  # with what has been computed
+        other.first = first
+        return other
 
     def counts(self, num_keys: int, dtype: torch.dtype) -> Tensor:
         """Keys of `num_keys` that each row sees, `[b or 1, h or 1, r or 1, 1]`."""
@@ -131,10 +140,9 @@ def logit_blocks(
     if k.numel() * dtype.itemsize <= max_bytes // 4:
         k = k.to(dtype)
     group = H // k.shape[1]
-    cuts = is_causal and rows is None  # rows see no key behind the last of them
-    height = (_ROWS if on_host(q) else _ROWS_ELSEWHERE) if cuts else Tq
-    future = _Future(min(Tq, height) if cuts else 0, q.device)
-    for place, n in _places(q, k, rows, cuts, height, modify is not None, dtype, max_bytes):
+    spans = _spans(q, rows, Tk) if is_causal else [(0, Tq if rows is None else rows.shape[0], Tk)]
+    future = _Future(spans[0][1] if is_causal and rows is None and spans else 0, q.device)
+    for place, n in _places(q, k, spans, modify is not None, dtype, max_bytes):
         b, h, r = place
         chosen = r if rows is None else rows[r]
         heads = slice(h.start // group, (h.stop - 1) // group + 1)
@@ -161,7 +169,7 @@ def logit_blocks(
                 bias = added if bias is None else bias + added
         cover = None if hidden is None else Cover(hidden)
         if is_causal:
-            cover = _chosen_future(rows[r], n, cover) if rows is not None else future.of(r, n, cover)
+            cover = future.of(r, n, cover) if rows is None else _chosen_future(rows[r], n, cover)
         if cover is not None:
             part = logits[..., cover.first :]
             if by_adding:
@@ -171,32 +179,44 @@ def logit_blocks(
         yield Block(place, logits, cover, bias)
 
 
+def _spans(q: Tensor, rows: Tensor | None, num_keys: int) -> list[tuple[int, int, int]]:
+    """Rows, from the first to before the last, and how many keys they may see: none behind the last row."""
+    if rows is None:
+        height, count = (_ROWS if on_host(q) else _ROWS_ELSEWHERE), q.shape[2]
+        starts = range(0, count, height)
+        return [(i, min(i + height, count), min(num_keys, i + height, count)) for i in starts]
+    count = rows.shape[0]
+    pieces = min(_PIECES, q.shape[0] * q.shape[1] * count * num_keys // _PIECE) if on_host(q) else 1
+    if pieces < 2:
+        return [(0, count, num_keys)]
+    height = -(-count // pieces)
+    return [
+        (i, min(i + height, count), min(num_keys, int(rows[i : i + height].max()) + 1))
+        for i in range(0, count, height)
+    ]
+
+
 def _places(
     q: Tensor,
     k: Tensor,
-    rows: Tensor | None,
-    cuts: bool,
-    height: int,
+    spans: list[tuple[int, int, int]],
     modified: bool,
     dtype: torch.dtype,
     max_bytes: int,
 ) -> Iterator[tuple[tuple[slice, slice, slice], int]]:
     """Blocks, each with the number of keys that its rows may see."""
-    B, H, Tq, D = q.shape
-    Hk, Tk = k.shape[1], k.shape[2]
+    B, H, _, D = q.shape
+    group = H // k.shape[1]
     host = on_host(q)
     temporaries = (_ON_HOST if host else TEMPORARIES) + (_MODIFYING if modified else 0)
     if host:
         max_bytes = min(max_bytes, _CACHE * (4 if modified else 1))
-    R = Tq if rows is None else rows.shape[0]
-    for first in range(0, R, height) if cuts else (0,):
-        last = min(first + height, R) if cuts else R
-        n = min(Tk, last) if cuts else Tk
+    for first, last, n in spans:
         for b, h, r in blocks(
             B,
             H,
             last - first,
-            group=H // Hk,
+            group=group,
             row_bytes=max(1, dtype.itemsize * (temporaries * n + 2 * D)),
             head_bytes=0 if k.dtype == dtype else min(4 * dtype.itemsize * n * D, max_bytes // 4),
             max_bytes=max_bytes,
@@ -222,14 +242,13 @@ class _Future:
             return Cover(cover.hidden | hidden)
         if size not in self._covers:
             self._covers[size] = Cover(self._square[..., : size[0], : size[1]])
-        known = self._covers[size]
-        known.first = first
-        return known
+        return self._covers[size].behind(first)
 
 
 def _chosen_future(rows: Tensor, n: int, cover: Cover | None) -> Cover:
-    hidden = (torch.arange(n, device=rows.device) > rows[:, None])[None, None]
-    return Cover(hidden if cover is None else cover.hidden | hidden)
+    first = min(n, int(rows.min())) if cover is None and rows.numel() and on_host(rows) else 0
+    hidden = (torch.arange(first, n, device=rows.device) > rows[:, None])[None, None]
+    return Cover(hidden, first) if cover is None else Cover(cover.hidden | hidden)
 
 
 def _product(q: Tensor, k: Tensor, factor: float, splits: bool, dtype: torch.dtype, max_bytes: int) -> Tensor:
