@@ -82,8 +82,9 @@ class Description:
         softmaxes: modules with a softmax that is taken for no attention, such as the choice of an expert.
         candidates: before the first measured forward, the modules that may compute attention.
         faults: how often each part of the reading failed.
-        rows: query rows that a training's monitor reads of each sequence now, or "all"; None of no training.
-        every: steps between its measurements now.
+        rows: query rows that a training's monitor plans to read of each sequence, or "all"; None of no
+            training. What it reads, twice as many of a batch of one sequence, tells each layer's `reading`.
+        every: steps between its measurements.
     """
 
     model: str
@@ -123,7 +124,7 @@ class Description:
             layers = _count(len(self.layers), "layer")
             yield f"{self.model}: measured are {_count(calls, 'attention call')} in {layers}."
             if self.every is not None:
-                yield f"Read are {self.rows} rows of each sequence, in 1 step of {self.every}."
+                yield f"1 step in {self.every} is measured."
             yield from _table(self.layers)
         if self.not_covered:
             yield "Not covered:"

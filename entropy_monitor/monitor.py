@@ -68,14 +68,16 @@ class EntropyMonitor:
             those columns are null.
         run_dir: where the run is kept; None makes a fresh directory below `runs/`. One that holds a run of
             the same model is continued.
-        every: steps between measurements. "auto": 10, and twice, four times, … as many while measuring takes
-            more than the budget.
+        every: steps between measurements. "auto": one step in 10, and in 20, 40, … up to 160 while measuring
+            takes more than the budget; where in each block of so many steps changes from block to block. The
+            first sign of trouble in a layer brings the next measurements back to one step in 10.
         rows: query rows to read of each sequence, spread evenly, in places that change with the step; or
             "all". "auto": 32, or 64 where a batch is one sequence; twice, four times, … as many while their
-            standard error is above a third of the batch-to-batch spread and the budget has room for it.
-        budget: share of the training's time that measuring may take, where `every` or `rows` is "auto"; it is
-            found by comparing the durations of whole steps. None: `every` stays, rows grow without a limit.
-            In distributed training "auto" does not adapt.
+            standard error is above a third of the batch-to-batch spread.
+        budget: share of the training's time that measuring may take, where `every` is "auto"; what it takes
+            is found by comparing the durations of whole steps. None: `every` stays 10. In distributed
+            training "auto" does not adapt: ranks must measure the same, and know nothing of one another's
+            clocks.
         loggers: sinks such as `TensorBoardLogger` and `WandbLogger`, each served by a thread of its own.
         on_alert: called with each alert that opens or becomes more severe, for example `print`; called within
             `step()`, so it should be quick.
@@ -121,7 +123,7 @@ class EntropyMonitor:
         check_model(model)
         opt.check_wrapper(model)
         opt.check_alone(model, list(_open))
-        opt.check_every(every)
+        every = opt.check_every(every)
         rows = opt.check_row_choice(rows)
         budget = opt.check_budget(budget)
         sinks = opt.check_sinks(loggers)
@@ -137,13 +139,13 @@ class EntropyMonitor:
 
         self._model = model
         self._guard = Guard()
-        # Ranks must measure the same, and know nothing of one another's clocks.
         self._plan = Plan(rows, every, budget, fixed=opt.is_distributed())
-        self._schedule = Schedule(self._plan.every)
+        self._schedule = Schedule(self._plan.every, spread=self._plan.every_moves)
         self._recorder = Recorder(self._plan.rows, adapt_to_batch=self._plan.adapt_to_batch)
         self._watcher = Watcher(model, self._recorder, self._guard, owners=owners, training_only=True)
         self._coverage = Coverage(model, self._recorder, self._watcher, self._guard)
         self._alerting = Alerting(Analyzer(limits), self._guard, on_alert)
+        self._plan_is_new = False
         self._confirmed = False
         self._resumed = False
         self._missed = 0
@@ -157,7 +159,9 @@ class EntropyMonitor:
         info = opt.run_info(description, settings, self.run_dir, session, rank, launch)
         open_sinks(info, (*sinks, self._store))
         self._delivery = Delivery([(self._store, _STORE_CAPACITY), *((s, _SINK_CAPACITY) for s in sinks)])
-        self._pipeline = Pipeline(self._alerting, self._delivery, self._guard, _observing(self._plan))
+        self._pipeline = Pipeline(
+            self._alerting, self._delivery, self._guard, _observing(self._plan, self._alerting)
+        )
         self._weights = WeightWatcher(optimizers, self._recorder.layers, self._guard)
         self._closed = False
         _open.add(self)
@@ -240,6 +244,9 @@ class EntropyMonitor:
             ConfigurationError: this is no state of a monitor, or one of another version.
         """
         opt.check_state(state, _STATE_VERSION)
+        # What is damaged shows before anything is taken over.
+        opt.check_part(state, "schedule", Schedule(1).load_state_dict)
+        opt.check_part(state, "plan", Plan("auto", "auto").load_state_dict)
         self._resumed = True
         self._pipeline.load_state_dict(state)
         self._schedule.load_state_dict(state["schedule"])
@@ -343,7 +350,8 @@ class EntropyMonitor:
             )
 
     def _look_at_coverage(self) -> None:
-        if self._coverage.news():
+        if self._coverage.news() or self._plan_is_new:  # which tells what has been read by now
+            self._plan_is_new = False
             self._keep_plan()
 
     def _keep_plan(self) -> None:
@@ -352,14 +360,18 @@ class EntropyMonitor:
         self._delivery.call(self._store, lambda: self._store.describe(as_plan(snapshot())))
 
     def _revise_plan(self, now: int, measured: bool) -> None:
-        change = self._plan.end(now, measured, self._schedule.in_full)
+        change = self._plan.end(measured, self._schedule.in_full)
         if change is not None:
-            logger.info("entropy-monitor: from step %d on %s", now + 1, change)
-            self._follow_plan()
-            self._keep_plan()
+            self._plan_is_new = True
+            text = f"entropy-monitor: from step {now + 1} on {change.text}"
+            if change.is_rarer:
+                logger.warning("%s. Give every= or a larger budget= to measure more often", text)
+            else:
+                logger.info("%s", text)
+        self._follow_plan()
 
     def _follow_plan(self) -> None:
-        self._schedule.every, self._recorder.rows = self._plan.every, self._plan.rows
+        self._schedule.every, self._recorder.rows = self._plan.every_now, self._plan.rows
 
     def _send_figures(self, now: int) -> None:
         harvest = replace(self._recorder.harvest(), step=now)
@@ -372,12 +384,13 @@ class EntropyMonitor:
         return self._weights.figures([name for name, _ in harvest.layers], harvest.figures.device)
 
 
-def _observing(plan: Plan) -> Callable[[Harvest, Record], None]:
+def _observing(plan: Plan, alerting: Alerting) -> Callable[[Harvest, Record], None]:
     """Shows a plan each record, without holding the monitor, which ends when nobody else does."""
 
     def observe(harvest: Harvest, record: Record) -> None:
         entropy, error = (np.asarray(record.heads[name]) for name in ("entropy", "entropy_se"))
         plan.observe(harvest.index, entropy, error)
+        plan.suspect(alerting.suspects)
 
     return observe
 

@@ -9,9 +9,10 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,14 +40,15 @@ if TYPE_CHECKING:
 _starts: Counter[Path] = Counter()  # how many runs this process began in each directory
 
 
-def check_every(every: object) -> None:
-    """Raise unless `every` is a positive integer, or "auto"."""
+def check_every(every: object) -> int | Literal["auto"]:
+    """`every` as a plain integer, or "auto"."""
     if isinstance(every, str) and every == "auto":
-        return
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ConfigurationError(
-            f"every must be a positive integer (steps between measurements) or 'auto', got {every!r}"
-        )
+        return "auto"
+    if isinstance(every, Integral) and not isinstance(every, bool) and every >= 1:
+        return int(every)
+    raise ConfigurationError(
+        f"every must be a positive integer (steps between measurements) or 'auto', got {every!r}"
+    )
 
 
 def check_row_choice(rows: object) -> int | Literal["all", "auto"]:
@@ -63,7 +65,7 @@ def check_budget(budget: object) -> float | None:
     """The budget as a float, or None."""
     if budget is None:
         return None
-    if isinstance(budget, (int, float)) and not isinstance(budget, bool) and 0 < budget < math.inf:
+    if isinstance(budget, Real) and not isinstance(budget, bool) and 0 < float(budget) < math.inf:
         return float(budget)
     raise ConfigurationError(
         "budget must be a positive number (the share of the training's time that measuring may take, such as "
@@ -148,6 +150,23 @@ def check_state(state: object, version: int) -> None:
     missing = sorted({"schedule", "plan", "analyzer", "scalars"} - set(state))
     if missing:
         raise ConfigurationError(f"state is incomplete: it has no {', '.join(missing)}")
+
+
+def check_part(state: Mapping[str, Any], part: str, load: Callable[[Any], object]) -> None:
+    """Raise where a part of a state cannot be loaded.
+
+    Args:
+        state: what `EntropyMonitor.state_dict` gave.
+        part: which part.
+        load: takes it over, into something that is thrown away.
+    """
+    try:
+        load(state[part])
+    except (KeyError, TypeError, ValueError, AttributeError, LookupError) as error:
+        raise ConfigurationError(
+            f"state is damaged: its {part} cannot be read ({type(error).__name__}: {error}). "
+            "Load what EntropyMonitor.state_dict() gave, or start without it"
+        ) from error
 
 
 def innermost(model: nn.Module) -> nn.Module:

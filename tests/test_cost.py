@@ -1,112 +1,122 @@
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 
 import pytest
 
 from entropy_monitor.cost import Cost
+from entropy_monitor.schedule import IN_FULL, Schedule
 
-Duration = Callable[[int, bool], float]
+Duration = Callable[[int, bool, bool], float]
 
 
-def likely(cost: Cost, every: int) -> float:
-    share = cost.share(every)
+class Run:
+    """Steps by a simulated clock."""
+
+    def __init__(self, every: int, duration: Duration) -> None:
+        self.now = 0.0
+        self.every, self.duration = every, duration
+        self.cost = Cost(1 / IN_FULL, lambda: self.now)
+        self.schedule = Schedule(every, spread=True)
+
+    def steps(self, count: int) -> Run:
+        for _ in range(count):
+            step, measured = self.schedule.next, self.schedule.due
+            in_full = measured and self.schedule.in_full
+            self.now += self.duration(step, measured, in_full)
+            self.cost.end(measured, in_full)
+            self.schedule.end(step, measured)
+        return self
+
+    def likely(self, every: int | None = None) -> float:
+        share = self.cost.share(every or self.every)
+        assert share is not None
+        assert 0 <= share.least <= share.likely <= share.most
+        return share.likely
+
+
+def constant(rows: float, full: float) -> Duration:
+    return lambda step, measured, in_full: 2.0 * (1 + (full if in_full else rows) * measured)
+
+
+def test_steps_in_full_count_by_their_share() -> None:
+    run = Run(10, constant(0.2, 0.6)).steps(400)
+    assert run.likely(10) == pytest.approx((0.75 * 0.2 + 0.25 * 0.6) / 10)
+    assert run.likely(40) == pytest.approx((0.75 * 0.2 + 0.25 * 0.6) / 40)
+
+
+def test_is_bounded_from_below_before_both_kinds_are_known() -> None:
+    run = Run(10, constant(0.2, 0.6))
+    assert run.steps(60).cost.share(10) is None
+    share = run.steps(20).cost.share(10)  # eight measurements, all in full
     assert share is not None
-    assert 0 <= share.least <= share.likely <= share.most
-    return share.likely
+    assert share.least == pytest.approx(0.25 * 0.6 / 10)
+    assert share.most == float("inf")
 
 
-def ran(every: int, steps: int, duration: Duration, cost: Cost | None = None, first: int = 0) -> Cost:
-    """Steps by a simulated clock, measured at multiples of `every`."""
-    now = [0.0]
-    if cost is None:
-        cost = Cost(10, lambda: now[0])
-    else:
-        cost._clock = lambda: now[0]
-        cost.pause()
-    for step in range(first, first + steps):
-        measured = step % every == 0
-        now[0] += duration(step, measured)
-        cost.end(step, measured)
-    return cost
-
-
-def test_what_a_measured_step_adds_over_the_steps_between() -> None:
-    cost = ran(10, 200, lambda step, measured: 2.0 + 0.4 * measured)
-    assert likely(cost, 10) == pytest.approx(0.4 / 2 / 10)
-    assert likely(cost, 40) == pytest.approx(0.4 / 2 / 40)
-
-
-def test_is_not_known_before_there_are_enough_steps() -> None:
-    # of the measured steps 0, 10, 20 none counts; 30, …, 100 do
-    assert ran(10, 100, lambda step, measured: 1.0).share(10) is None
-    assert likely(ran(10, 101, lambda step, measured: 1.0), 10) == 0.0
-    assert ran(1, 100, lambda step, measured: 1.0).share(1) is None  # no other step to compare with
+def test_every_step_measured_leaves_none_to_compare_with() -> None:
+    assert Run(1, constant(0.2, 0.6)).steps(200).cost.share(1) is None
 
 
 def test_warm_up_evaluations_and_pauses_do_not_count() -> None:
-    def duration(step: int, measured: bool) -> float:
-        if step <= 20:
+    def duration(step: int, measured: bool, in_full: bool) -> float:
+        if step <= 25:
             return 500.0 * (1 + measured)  # compiling
-        if step % 100 in (0, 1):
-            return 900.0  # evaluation, and a checkpoint
-        return 2.0 + 0.4 * measured
+        return 900.0 if step % 50 in (0, 1) else 2.0 + 0.4 * measured
 
-    assert likely(ran(10, 200, duration), 10) == pytest.approx(0.02)
+    assert Run(10, duration).steps(1500).likely() == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 8, 10, 20, 40])
+def test_what_training_does_every_so_many_steps_is_not_the_monitors(period: int) -> None:
+    def logs(step: int, measured: bool, in_full: bool) -> float:
+        return 1.0 + 0.5 * (step % period == 0) + 0.1 * measured
+
+    run = Run(10, logs).steps(2000)
+    share = run.cost.share(10)
+    assert share is not None
+    assert abs(share.likely - 0.01) < 0.01
+    assert share.least < 0.015
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_bounds_hold_what_noise_hides(seed: int) -> None:
     draw = random.Random(seed)
-    cost = ran(10, 1300, lambda step, measured: (1.0 + 0.2 * measured) * draw.gauss(1.0, 0.1))
-    share = cost.share(10)
+    noisy = Run(10, lambda step, measured, in_full: (1.0 + 0.2 * measured) * draw.gauss(1.0, 0.1))
+    share = noisy.steps(1300).cost.share(10)
     assert share is not None
-    assert share.most - share.least < 0.01
-    assert share.least < 0.02 < share.most or abs(share.likely - 0.02) < 3 * (share.most - share.likely) / 2
+    assert share.most - share.least < 0.015
+    assert abs(share.likely - 0.02) < 3 * (share.most - share.likely) / 2
 
 
 def test_a_cheap_measurement_costs_nothing_rather_than_less() -> None:
-    assert likely(ran(10, 120, lambda step, measured: 1.0 - 0.1 * measured), 10) == 0.0
-
-
-def test_what_training_does_every_tenth_step_is_not_the_monitors() -> None:
-    def logs(step: int, measured: bool) -> float:
-        return 1.0 + 0.5 * (step % 10 == 0) + 0.1 * measured
-
-    cost = ran(10, 200, logs)
-    assert likely(cost, 10) == pytest.approx(0.06)  # nothing tells them apart
-    cost = ran(20, 400, logs, cost, first=200)
-    assert likely(cost, 20) == pytest.approx(0.1 / 20)
-    cost = ran(10, 2000, logs, cost, first=600)
-    assert likely(cost, 10) == pytest.approx(0.1 / 10)  # and it is remembered
+    assert Run(10, constant(-0.1, -0.1)).steps(300).likely() == 0.0
 
 
 def test_a_training_whose_steps_change_is_followed() -> None:
-    cost = ran(10, 200, lambda step, measured: 1.0 + measured)
-    cost = ran(10, 1000, lambda step, measured: 5.0 + measured, cost, first=200)
-    assert likely(cost, 10) == pytest.approx(0.02)
+    run = Run(10, constant(1.0, 1.0)).steps(300)
+    run.duration = lambda step, measured, in_full: 5.0 + measured
+    assert run.steps(1500).likely() == pytest.approx(0.02)
 
 
-def test_forgetting_measured_steps() -> None:
-    cost = ran(10, 200, lambda step, measured: 1.0 + measured)
-    cost.forget_measured()
-    assert cost.share(10) is None
-    cost = ran(10, 100, lambda step, measured: 1.0 + 3 * measured, cost, first=200)
-    assert likely(cost, 10) == pytest.approx(0.3)
+def test_other_rows_cost_something_else_and_the_rest_what_it_did() -> None:
+    run = Run(10, constant(0.2, 0.6)).steps(400)
+    run.cost.other_rows()
+    assert run.cost.share(10) is None
+    run.duration = constant(0.5, 0.9)
+    assert run.steps(60).likely() == pytest.approx((0.5 + 0.25 * 0.4) / 10)
 
 
 def test_a_clock_that_stands_still_says_nothing() -> None:
-    assert ran(10, 100, lambda step, measured: 0.0).share(10) is None
+    assert Run(10, lambda step, measured, in_full: 0.0).steps(300).cost.share(10) is None
 
 
-def test_the_few_measured_steps_that_are_read_in_full_count_by_their_share() -> None:
-    now = [0.0]
-    cost = Cost(10, lambda: now[0], full_share=1 / 4)
-    for step in range(800):
-        measured, in_full = step % 10 == 0, step < 80 or step % 40 == 0
-        now[0] += 2.0 + measured * (1.0 if in_full else 0.2)
-        cost.end(step, measured, in_full)
-    assert likely(cost, 10) == pytest.approx((0.75 * 0.1 + 0.25 * 0.5) / 10)
-    cost.forget_measured()
-    assert cost.share(10) is None
+def test_is_kept() -> None:
+    run = Run(10, constant(0.2, 0.6)).steps(400)
+    run.cost.other_rows()
+    run.steps(60)
+    resumed = Run(10, constant(0.2, 0.6))
+    resumed.cost.load_state_dict(json.loads(json.dumps(run.cost.state_dict())))
+    assert resumed.likely() == run.likely()

@@ -339,6 +339,17 @@ def test_a_state_that_is_incomplete_is_refused(state: dict[str, Any], tmp_path: 
         monitor.load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("part", "value"), [("schedule", {}), ("schedule", {"next": "x"}), ("plan", None), ("plan", {"rows": 32})]
+)
+def test_a_state_that_is_damaged_is_refused_as_a_whole(part: str, value: Any, tmp_path: Path) -> None:
+    with EntropyMonitor(tiny(), run_dir=tmp_path) as monitor:
+        before = monitor.state_dict()
+        with pytest.raises(ConfigurationError, match=f"damaged: its {part} cannot be read"):
+            monitor.load_state_dict({**before, part: value})
+        assert monitor.state_dict() == before
+
+
 def test_starting_over_in_a_run_directory_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def start(first: int | None) -> None:
         model = tiny()

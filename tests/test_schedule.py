@@ -86,3 +86,41 @@ def test_number() -> None:
     assert schedule.number(7) == 7
     with pytest.raises(TypeError):
         schedule.number("7")
+
+
+@pytest.mark.parametrize("stride", [1, 2, 8, 32, 1000])
+def test_spread_counts_calls_and_changes_place(stride: int) -> None:
+    schedule, found = Schedule(10, spread=True), []
+    for call in range(1000):
+        due = schedule.due
+        schedule.end(call * stride, due)
+        if due:
+            found.append(call)
+    assert [call // 10 for call in found] == list(range(100))
+    assert found[0] == 0
+    places = [call % 10 for call in found]
+    assert all(6 <= places.count(place) <= 14 for place in range(10))
+
+
+def test_spread_measures_later_in_the_block_what_could_not_be() -> None:
+    schedule = Schedule(10, spread=True)
+    schedule.end(0, True)
+    due = []
+    for call in range(1, 30):
+        due.append(schedule.due)
+        schedule.end(call, measured=False)
+    assert due == [16 <= call < 20 or 22 <= call for call in range(1, 30)]
+
+
+def test_spread_goes_on_as_if_never_stopped() -> None:
+    whole, trace = Schedule(10, spread=True), []
+    for call in range(95):
+        trace.append(whole.due)
+        whole.end(call, trace[-1])
+    halves = Schedule(10, spread=True)
+    for call in range(95):
+        if call == 47:
+            state, halves = halves.state_dict(), Schedule(10, spread=True)
+            halves.load_state_dict(state)
+        assert halves.due == trace[call]
+        halves.end(call, trace[call])
