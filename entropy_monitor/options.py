@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -44,7 +44,7 @@ def check_every(every: object) -> int | Literal["auto"]:
     """`every` as a plain integer, or "auto"."""
     if isinstance(every, str) and every == "auto":
         return "auto"
-    if isinstance(every, Integral) and not isinstance(every, bool) and every >= 1:
+    if isinstance(every, (int, np.integer)) and not isinstance(every, bool) and every >= 1:
         return int(every)
     raise ConfigurationError(
         f"every must be a positive integer (steps between measurements) or 'auto', got {every!r}"
@@ -65,8 +65,10 @@ def check_budget(budget: object) -> float | None:
     """The budget as a float, or None."""
     if budget is None:
         return None
-    if isinstance(budget, Real) and not isinstance(budget, bool) and 0 < float(budget) < math.inf:
-        return float(budget)
+    if isinstance(budget, (int, float, np.integer, np.floating)) and not isinstance(budget, bool):
+        share = float(budget)
+        if 0 < share < math.inf:
+            return share
     raise ConfigurationError(
         "budget must be a positive number (the share of the training's time that measuring may take, such as "
         f"0.01) or None, got {budget!r}"

@@ -341,7 +341,7 @@ def test_an_expensive_monitor_measures_less_often(start: Start, caplog: pytest.L
 
     model, optimizer, monitor, sink = start(every="auto")
     monitor.load_state_dict(state)
-    train(model, optimizer, 81, monitor.step)
+    train(model, optimizer, 100, monitor.step)
     monitor.close()
     assert {r.step // 40 for r in sink.records if len(r.heads["step"])} == {8, 9}
 
