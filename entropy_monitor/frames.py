@@ -1,7 +1,8 @@
 """What figures and reports show, computed from a run's tables: pandas in, pandas out.
 
 Units are those of `entropy_monitor.records`: entropies in nats, steps as integers. What is not
-finite is left out of means and extremes, and `broken_steps` says where it was.
+finite is left out of means and extremes, and `broken_steps` says where it was. What is not known
+(null) is told apart from it: norms of weights are read in one of several measured steps only.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ def with_share(heads: pd.DataFrame) -> pd.DataFrame:
 
 
 def column_of(run: RunTables, column: str) -> pd.DataFrame:
-    """The key columns of the table that holds a numeric column, `heads` first, and its `value`.
+    """The key columns of the table that holds a numeric column, `heads` first, `value` and `known`.
+
+    `value` is NaN where it is not finite or not known; `known` is False where it is null.
 
     Raises:
         ConfigurationError: no table has a numeric column of that name.
@@ -100,17 +103,18 @@ def column_of(run: RunTables, column: str) -> pd.DataFrame:
     for spec, table in ((HEADS, run.heads), (LAYERS, run.layers)):
         numeric = {c.name for c in spec.columns if c.dtype != "str"} - keys
         if spec is HEADS and column == SHARE:
-            return _valued(with_share(table), SHARE)
+            return _valued(with_share(table), SHARE, nullable=False)
         if column in numeric:
-            return _valued(table, column)
+            return _valued(table, column, nullable=spec[column].nullable)
     known = [c.name for s in (HEADS, LAYERS) for c in s.columns if c.dtype != "str"]
     names = ", ".join(dict.fromkeys([SHARE, *(name for name in known if name not in keys)]))
     raise ConfigurationError(f"column is {column!r}; a figure can show one of {names}")
 
 
-def _valued(table: pd.DataFrame, column: str) -> pd.DataFrame:
+def _valued(table: pd.DataFrame, column: str, *, nullable: bool) -> pd.DataFrame:
     kept = [c for c in ("step", "layer", "layer_index", "call", "head") if c in table.columns]
-    return table[kept].assign(value=finite(table[column]))
+    known = table[column].notna() if nullable else True
+    return table[kept].assign(value=finite(table[column]), known=known)
 
 
 def choose_layers(table: pd.DataFrame, layers: Iterable[str] | None) -> tuple[list[str], str]:
@@ -146,13 +150,32 @@ def choose_layers(table: pd.DataFrame, layers: Iterable[str] | None) -> tuple[li
 
 
 def curves(table: pd.DataFrame, layers: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Per layer, by step: `mean`, `min` and `max` of `value` over heads and calls."""
-    chosen = table[table["layer"].isin(list(layers))]
+    """Per layer, by step: `mean`, `min` and `max` of `value` over heads and calls.
+
+    Steps at which nothing of a layer is known are not there, nor are layers of which nothing ever is: a line
+    through what is left joins one known point to the next.
+    """
+    chosen = table[table["layer"].isin(list(layers)) & table["known"]]
     if chosen.empty:
         return {}
     grouped = chosen.groupby(["layer", "step"], observed=True)["value"].agg(["mean", "min", "max"])
     parts = {str(name): part for name, part in grouped.groupby(level="layer", observed=True)}
     return {name: parts[name].droplevel("layer") for name in layers if name in parts}
+
+
+def largest_known(table: pd.DataFrame) -> pd.Series:
+    """The largest `value` of all heads by step, of the steps at which all of them are known.
+
+    Between the steps at which weights are read, those of layers under suspicion are read alone. A maximum
+    over these would be one of other heads than at the steps before and after. A head that has never been
+    known up to a step is not waited for.
+    """
+    heads = [c for c in ("layer", "call", "head") if c in table.columns]
+    known_at = table.assign(known_at=table["step"].where(table["known"]))
+    since = known_at.groupby(heads, observed=True)["known_at"].transform("min")
+    lacking = table.loc[~table["known"] & (table["step"] > since), "step"]
+    whole = table[table["known"] & ~table["step"].isin(lacking)]
+    return whole.groupby("step")["value"].max()
 
 
 def head_series(heads: pd.DataFrame, layer: str, head: int, call: int) -> pd.DataFrame:

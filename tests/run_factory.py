@@ -131,3 +131,19 @@ def make_run(
         info={"model": {"class": "ViT", "parameters": {"w": [4, 4]}}, "versions": {"torch": "2.4"}},
         plan={"b.0.attn": {"source": "sdpa", "heads": 2}},
     )
+
+
+NORMS = ("floor_activation", "floor_weights", "floor_paper", "sigma_q", "sigma_k", "sigma_qk")
+
+
+def read_seldom(run: FakeRun, *, every: int = 4, suspects: Sequence[str] = ()) -> FakeRun:
+    """The run with what rests on norms known in one of `every` records only, and of `suspects` in all."""
+
+    def thinned(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+        unread = (table["step"] // 10 % every != 0) & ~table["layer"].isin(suspects)
+        table = table.copy()
+        table.loc[unread, list(columns)] = np.nan
+        return table
+
+    of_layers = [column.name for column in LAYERS.columns if column.nullable]
+    return run.but(heads=thinned(run.heads, NORMS), layers=thinned(run.layers, of_layers))

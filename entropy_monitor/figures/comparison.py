@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.figures import style
 from entropy_monitor.figures.lines import NOTHING, loss_curve
-from entropy_monitor.frames import SHARE, RunTables, column_of, scalar
+from entropy_monitor.frames import SHARE, RunTables, column_of, largest_known, scalar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,8 @@ def compare(runs: Sequence[RunTables], *, figure: Figure | None = None) -> Figur
 
     Returns:
         The figure, with three axes. In the second a line is the mean over all heads, the thin
-        dotted one the lowest head.
+        dotted one the lowest head; in the third it joins the steps at which σ_QK is known of all
+        heads.
 
     Raises:
         ConfigurationError: there are no runs.
@@ -43,20 +44,12 @@ def compare(runs: Sequence[RunTables], *, figure: Figure | None = None) -> Figur
         loss_curve(loss, scalar(run), colour=colour, label=name, dashes=dashes)
         by_step = column_of(run, SHARE).groupby("step")["value"]
         mean, lowest = by_step.mean(), by_step.min()
-        marker = style.line_marker(mean)
-        share.plot(
-            mean.index,
-            mean,
-            color=colour,
-            linestyle=dashes,
-            marker=marker,
-            linewidth=1.6,
-            label=name,
-        )
-        share.plot(lowest.index, lowest, ":", color=colour, marker=marker, linewidth=1.0)
-        largest = column_of(run, "sigma_qk").groupby("step")["value"].max()
+        look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.6}
+        share.plot(mean.index, mean, **look, **style.lone_dots(mean), label=name)
+        share.plot(lowest.index, lowest, ":", color=colour, linewidth=1.0, **style.lone_dots(lowest))
+        largest = largest_known(column_of(run, "sigma_qk"))
         largest = largest.where(largest > 0)
-        sigma.plot(largest.index, largest, color=colour, linestyle=dashes, marker=marker, linewidth=1.6)
+        sigma.plot(largest.index, largest, **look, **style.lone_dots(largest))
         measured |= bool(mean.notna().any())
         positive |= bool(largest.notna().any())
     if positive:

@@ -29,7 +29,8 @@ def heatmap(run: RunTables, column: str = SHARE, *, ax: Axes | None = None) -> A
     """One column of the tables as colour: every head of every layer a row, steps as columns.
 
     With more than 256 rows a layer is one row: the lowest value of its heads for entropies and
-    floors, the largest for everything else.
+    floors, the largest for everything else. A step at which a column is not known, and was and will
+    be, has the colour of the nearest at which it is.
 
     Args:
         run: a run as `load_run` returns it.
@@ -94,8 +95,10 @@ def _grid(table: pd.DataFrame, *, low_is_bad: bool) -> tuple[pd.DataFrame, str]:
             "head": table["head"] if "head" in table.columns else 0,
             "step": table["step"],
             "value": table["value"],
+            "known": table["known"],
         }
     )
+    everything = bool(table["known"].all())
     remarks = []
     how = "min" if low_is_bad else "max"
     rows = ["rank", "call", "head"]
@@ -104,14 +107,34 @@ def _grid(table: pd.DataFrame, *, low_is_bad: bool) -> tuple[pd.DataFrame, str]:
         remarks.append(f"a row per layer: its {'lowest' if low_is_bad else 'largest'} head")
     steps = np.unique(keys["step"].to_numpy())
     stride = -(-len(steps) // _MOST_COLUMNS)
+    shown = steps[::stride]
     if stride > 1:
-        keys = keys[keys["step"].isin(steps[::stride])]
         remarks.append(f"every {stride}th measured step")
+    # Thinned before the gaps are closed, a column read in every fourth step could be left with none.
+    if everything and stride > 1:
+        keys = keys[keys["step"].isin(shown)]
     grid = keys.groupby([*rows, "step"])["value"].agg(how).unstack("step")
+    if not everything:
+        known = keys.groupby([*rows, "step"])["known"].any().unstack("step", fill_value=False)
+        grid = _between(grid, known.to_numpy(dtype=bool))[shown]
     names = list(rank)
     ranks = grid.index.get_level_values("rank")
     grid.index = pd.Index([names[i] for i in ranks], name="layer")
     return grid, "; ".join(remarks)
+
+
+def _between(grid: pd.DataFrame, known: npt.NDArray[np.bool_]) -> pd.DataFrame:
+    """Each row with its gaps closed by the nearest known step's value; what lies outside stays as it is."""
+    steps = grid.columns.to_numpy(dtype=np.float64)
+    closed = grid.to_numpy(dtype=np.float64, copy=True)
+    for row, there in zip(closed, known, strict=True):
+        places = np.flatnonzero(there)
+        if len(places) < 2:
+            continue
+        borders = (steps[places[1:]] + steps[places[:-1]]) / 2
+        inside = slice(places[0], places[-1] + 1)
+        row[inside] = row[places[np.searchsorted(borders, steps[inside])]]
+    return pd.DataFrame(closed, index=grid.index, columns=grid.columns)
 
 
 def _paint(ax: Axes, grid: pd.DataFrame, column: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTHING = "nothing measured yet"
+NOT_KNOWN = " (not known)"
 
 _LOG_FROM = 30.0
 """Largest over smallest loss from which a linear axis would hide the end of the run."""
@@ -84,7 +85,7 @@ def entropy(run: RunTables, layers: Iterable[str] | None = None, *, ax: Axes | N
     ax = style.axes_on(ax)
     table = column_of(run, "entropy")
     chosen, remark = choose_layers(table, layers)
-    _draw_layers(ax, curves(table, chosen))
+    _draw_layers(ax, curves(table, chosen), chosen)
     _draw_maxima(ax, curves(column_of(run, "max_entropy"), chosen))
     style.mark_broken(ax, broken_steps(run.heads[run.heads["layer"].isin(chosen)], "entropy"))
     _finish(ax, run, "attention entropy", "entropy (nats)", remark)
@@ -100,6 +101,8 @@ def sigma(
     ax: Axes | None = None,
 ) -> Axes:
     """A spectral norm (or any positive column) over steps on a logarithmic axis, a line per layer.
+
+    A line joins the steps at which the column is known of its layer.
 
     Args:
         run: a run as `load_run` returns it.
@@ -117,10 +120,10 @@ def sigma(
     chosen, remark = choose_layers(table, layers)
     table = table.assign(value=table["value"].where(table["value"] > 0))
     lines = curves(table, chosen)
-    _draw_layers(ax, lines)
+    _draw_layers(ax, lines, chosen)
     if any(line["mean"].notna().any() for line in lines.values()):
         ax.set_yscale("log")
-    elif lines:
+    elif chosen:
         style.say(ax, f"{column} is not known in this run")
     _finish(ax, run, _doc(column), f"{column} (log)", remark)
     return ax
@@ -129,9 +132,9 @@ def sigma(
 def floors(run: RunTables, layer: str, head: int, call: int = 0, *, ax: Axes | None = None) -> Axes:
     """One head's entropy between its floors (Theorem 3.1) and its maximum.
 
-    A true floor lies below the entropy at every step; `floor_paper` is drawn for comparison and
-    bounds nothing. A floor that does not hold for this attention is named in the legend as not
-    known.
+    A true floor lies below the entropy at every step at which it is known; a line joins these
+    steps. `floor_paper` is drawn for comparison and bounds nothing. A floor that does not hold for
+    this attention is named in the legend as not known.
 
     Args:
         run: a run as `load_run` returns it.
@@ -145,18 +148,19 @@ def floors(run: RunTables, layer: str, head: int, call: int = 0, *, ax: Axes | N
     """
     ax = style.axes_on(ax)
     rows = head_series(run.heads, layer, head, call)
-    marker = style.line_marker(rows)
     steps = rows.index.to_numpy()
     if not rows.empty:
         maximum, measured = finite(rows["max_entropy"]), finite(rows["entropy"])
-        ax.plot(steps, maximum, ":", color=style.QUIET, marker=marker, label="maximum, log n")
-        ax.plot(steps, measured, color=style.INK, linewidth=2, marker=marker, label="entropy")
+        dots = style.lone_dots(maximum)
+        ax.plot(steps, maximum, ":", color=style.QUIET, label="maximum, log n", **dots)
+        ax.plot(steps, measured, color=style.INK, linewidth=2, label="entropy", **style.lone_dots(measured))
         spread = 2 * finite(rows["entropy_se"]).fillna(0.0)
         ax.fill_between(steps, measured - spread, measured + spread, color=style.INK, alpha=0.15, linewidth=0)
         for column, label, colour, dashes in _FLOORS:
-            values = finite(rows[column])
-            known = "" if values.notna().any() else " (not known)"
-            ax.plot(steps, values, color=colour, linestyle=dashes, marker=marker, label=label + known)
+            values = finite(rows[column].dropna())
+            known = "" if values.notna().any() else NOT_KNOWN
+            look: dict[str, Any] = {"color": colour, "linestyle": dashes, **style.lone_dots(values)}
+            ax.plot(values.index, values, label=label + known, **look)
         style.mark_broken(ax, broken_steps(rows.reset_index(), "entropy"))
     where = f"{style.short([layer])[0]}, head {head}" + (f", call {call}" if call else "")
     _finish(ax, run, f"entropy and its floors: {where}", "nats", "", legend="")
@@ -178,16 +182,8 @@ def loss_curve(
         if window > 1:
             ax.plot(loss.index, finite(loss), color=colour, alpha=0.22, linewidth=0.8)
             label = f"{label}, mean of {window}" if label == "loss" else label
-        marker = style.line_marker(loss)
-        ax.plot(
-            mean.index,
-            mean,
-            color=colour,
-            linestyle=dashes,
-            marker=marker,
-            linewidth=1.6,
-            label=label,
-        )
+        look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.6}
+        ax.plot(mean.index, mean, label=label, **look, **style.lone_dots(mean))
         if mean.min() > 0 and mean.max() / mean.min() > _LOG_FROM:
             ax.set_yscale("log")
     elif loss.empty:
@@ -222,12 +218,19 @@ def plain_title(run: RunTables, what: str) -> str:
     return f"{style.short([run.name])[0]}: {what}"
 
 
-def _draw_layers(ax: Axes, lines: Mapping[str, pd.DataFrame]) -> None:
-    colours = style.depth_colours(len(lines))
-    for colour, name, line in zip(colours, style.short(list(lines)), lines.values(), strict=True):
-        marker = style.line_marker(line)
+def _draw_layers(ax: Axes, lines: Mapping[str, pd.DataFrame], layers: Sequence[str]) -> None:
+    """A line and a band per layer; a layer that has none is named in the legend as not known."""
+    chosen = list(dict.fromkeys(layers))
+    for colour, layer, name in zip(
+        style.depth_colours(len(chosen)), chosen, style.short(chosen), strict=True
+    ):
+        if layer not in lines:
+            ax.plot([], [], color=colour, linewidth=1.6, label=name + NOT_KNOWN)
+            continue
+        line = lines[layer]
+        look: dict[str, Any] = {"color": colour, "linewidth": 1.6, **style.lone_dots(line["mean"])}
         ax.fill_between(line.index, line["min"], line["max"], color=colour, alpha=0.13, linewidth=0)
-        ax.plot(line.index, line["mean"], color=colour, linewidth=1.6, marker=marker, label=name)
+        ax.plot(line.index, line["mean"], label=name, **look)
 
 
 def _draw_maxima(ax: Axes, lines: Mapping[str, pd.DataFrame]) -> None:
@@ -239,9 +242,8 @@ def _draw_maxima(ax: Axes, lines: Mapping[str, pd.DataFrame]) -> None:
     shown: Sequence[pd.Series] = [table.mean(axis=1)] if together else [table[name] for name in table.columns]
     colours = [style.QUIET] if together else style.depth_colours(len(shown))
     for i, (colour, maximum) in enumerate(zip(colours, shown, strict=True)):
-        marker = style.line_marker(maximum)
         label = None if i else "maximum, log n"
-        ax.plot(maximum.index, maximum, ":", color=colour, marker=marker, label=label)
+        ax.plot(maximum.index, maximum, ":", color=colour, label=label, **style.lone_dots(maximum))
 
 
 def _finish(ax: Axes, run: RunTables, what: str, ylabel: str, remark: str, legend: str = "layer") -> None:

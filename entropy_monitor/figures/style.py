@@ -7,7 +7,7 @@ current figure stay as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -74,9 +74,11 @@ def integer_steps(ax: Axes) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1, steps=[1, 2, 5, 10]))
 
 
-def line_marker(values: pd.Series | pd.DataFrame) -> str:
-    """A dot where a line has one point only, and so would be invisible."""
-    return "o" if len(values) == 1 else ""
+def lone_dots(values: pd.Series) -> dict[str, Any]:
+    """What `plot` is told so that points without a neighbour, which no line would show, are dots."""
+    there = np.concatenate([[False], values.notna().to_numpy(), [False]])
+    lone = np.flatnonzero(there[1:-1] & ~there[:-2] & ~there[2:])
+    return {"marker": "o", "markevery": lone.tolist()} if len(lone) else {}
 
 
 def say(ax: Axes, text: str) -> None:
