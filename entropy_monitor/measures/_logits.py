@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 
@@ -88,6 +89,8 @@ class Scratch(threading.local):
     """Memory that one block after the other is made in.
 
     On the CPU it is kept for the next call: to get fresh pages from the system takes longer than to use them.
+    It is plain memory whatever the call was: what is allocated in inference mode, or by a subclass or a mode
+    such as that of fake tensors, serves nobody else.
     """
 
     def __init__(self) -> None:
@@ -96,12 +99,17 @@ class Scratch(threading.local):
     def like(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """An uninitialised contiguous tensor of a shape, in the dtype and on the device of `x`."""
         count = math.prod(shape)
-        kept = on_host(x) and count * x.element_size() <= _CACHE
-        if not kept or peek_interpreter_stack() is not None:  # what torch.func captured may not be written to
+        if type(x) is not Tensor or count * x.element_size() > _CACHE or not on_host(x) or _is_interpreted():
             return x.new_empty(shape)
         if self._memory is None or self._memory.dtype != x.dtype or len(self._memory) < count:
-            self._memory = x.new_empty(count)
+            with torch.inference_mode(False):
+                self._memory = x.new_empty(count)
         return self._memory[:count].view(shape)
+
+
+def _is_interpreted() -> bool:
+    """Whether torch.func, which may not write to what it captured, or a mode as of fake tensors is active."""
+    return peek_interpreter_stack() is not None or _len_torch_dispatch_stack() > 0
 
 
 _made = Scratch()
@@ -148,7 +156,7 @@ def logit_blocks(
         heads = slice(h.start // group, (h.stop - 1) // group + 1)
         q_block = q[b, h]
         q_block = q_block[:, :, chosen] if isinstance(chosen, slice) else q_block.index_select(2, chosen)
-        logits = _product(q_block, k[b, heads, :n], factor, splits, dtype, max_bytes // 8)
+        logits = _product(q_block, k[b, heads, :n], factor, splits, dtype, max_bytes // 8, modify is None)
         if softcap is not None:
             logits.tanh_().mul_(softcap)
         hidden: Tensor | None = None
@@ -158,6 +166,8 @@ def logit_blocks(
             logits, hidden = modify(plain, b, h, _indices(chosen, q.device))
             if logits is not plain:
                 bias = logits - plain
+                # Theirs may be a table of the model, or one number for all: it is not ours to write to.
+                logits = logits.expand(plain.shape).clone(memory_format=torch.contiguous_format)
         if mask is not None:
             part = masks.cut(mask, b, h, chosen)
             part = part[..., :n] if part.shape[-1] > 1 else part
@@ -245,18 +255,24 @@ class _Future:
         return self._covers[size].behind(first)
 
 
-def _chosen_future(rows: Tensor, n: int, cover: Cover | None) -> Cover:
+def _chosen_future(rows: Tensor, n: int, cover: Cover | None) -> Cover | None:
     first = min(n, int(rows.min())) if cover is None and rows.numel() and on_host(rows) else 0
+    if first == n:
+        return cover
     hidden = (torch.arange(first, n, device=rows.device) > rows[:, None])[None, None]
     return Cover(hidden, first) if cover is None else Cover(cover.hidden | hidden)
 
 
-def _product(q: Tensor, k: Tensor, factor: float, splits: bool, dtype: torch.dtype, max_bytes: int) -> Tensor:
+def _product(
+    q: Tensor, k: Tensor, factor: float, splits: bool, dtype: torch.dtype, max_bytes: int, in_scratch: bool
+) -> Tensor:
     """`factor · q [b, h, r, D] · k [b, g, n, D]ᵀ` in dtype; a key head serves h / g query heads."""
     b, h, r, D = q.shape
     g, n = k.shape[1], k.shape[2]
     q = q.to(dtype)
-    logits = _made.like(q, (b, g, h // g * r, n))
+    # What modifies logits may measure something itself, in the same memory.
+    size = (b, g, h // g * r, n)
+    logits = _made.like(q, size) if in_scratch else q.new_empty(size)
     # Keys are cast up piece by piece: of 100k keys the float32 copy would be the largest temporary.
     step = n if k.dtype == dtype else max(1, max_bytes // max(1, g * D * dtype.itemsize))
     for i in range(b):  # products of one sequence take q and k as they lie in memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 MAX_BYTES = 64 * 2**20
 """Default limit, in bytes, for the temporaries of one measure."""
@@ -23,6 +24,11 @@ def exact(device: torch.device) -> torch.autocast:
     # Devices without autocast (meta) refuse the context; naming the CPU there is a no-op.
     kind = device.type if torch.amp.is_autocast_available(device.type) else "cpu"
     return torch.autocast(kind, enabled=False)
+
+
+def without_tangents() -> _set_fwd_grad_enabled:
+    """A context that ignores the tangents of forward-mode differentiation, which knows no `out=`."""
+    return _set_fwd_grad_enabled(False)
 
 
 def on_host(x: Tensor) -> bool:

@@ -26,7 +26,7 @@ from entropy_monitor.measures._logits import (
     check_rows,
     logit_blocks,
 )
-from entropy_monitor.measures._precision import MAX_BYTES, exact, on_host, working_dtype
+from entropy_monitor.measures._precision import MAX_BYTES, exact, on_host, without_tangents, working_dtype
 from entropy_monitor.measures._reduction import Reduction, RowStatistics, without_keys
 
 __all__ = [
@@ -38,6 +38,8 @@ __all__ = [
     "row_statistics_from_logits",
     "row_statistics_from_weights",
 ]
+
+_HUGE = -1e-8 * HIDDEN  # far above any logit that attention is made of, far below what hides
 
 
 @torch.no_grad()
@@ -98,12 +100,19 @@ def row_statistics(
             reduction.add(block)
         return reduction.result()
 
-    with exact(q.device):
+    with exact(q.device), without_tangents():
         if not on_host(q) or modify is not None:
             return reduced(by_adding=False)
         stats = reduced(by_adding=True)
-        # What is not finite may have come from hidden keys.
-        return stats if (stats.entropy.sum() + stats.logit_norm.sum()).isfinite() else reduced(False)
+        return stats if _hid_enough(stats) else reduced(by_adding=False)
+
+
+def _hid_enough(stats: RowStatistics) -> bool:
+    """Whether sums hid keys: what is not finite may be theirs, and so may what is huge."""
+    if not stats.entropy.numel():
+        return True
+    finite = math.isfinite(stats.entropy.sum() + stats.logit_norm.sum())
+    return finite and bool(stats.max_logit.amax() < _HUGE)
 
 
 @torch.no_grad()
@@ -137,7 +146,7 @@ def row_statistics_from_logits(
     dtype = working_dtype(logits)
     row_bytes = max(1, dtype.itemsize * TEMPORARIES * Tk)
     R = Tq if rows is None else rows.shape[0]
-    with exact(logits.device):
+    with exact(logits.device), without_tangents():
         reduction = Reduction(logits, R, dtype)
         for place in blocks(B, H, R, group=1, row_bytes=row_bytes, head_bytes=0, max_bytes=max_bytes):
             part = masks.cut(logits, place[0], place[1], place[2] if rows is None else rows[place[2]])
@@ -247,7 +256,7 @@ def attention_map(
         are all 0.
     """
     check_operands(q, k, scale, softcap, rows)
-    with exact(q.device):
+    with exact(q.device), without_tangents():
         R = q.shape[-2] if rows is None else rows.shape[0]
         out = q.new_zeros((*q.shape[:2], R, k.shape[-2]), dtype=working_dtype(q, k))
         for block in logit_blocks(
