@@ -44,14 +44,6 @@ _NULLABLE = {column.name: column.nullable for column in HEADS.columns}
 LAYER_METRICS: tuple[str, ...] = tuple(c.name for c in LAYERS.columns if c.nullable)
 """Metrics of a layer that `layers` holds: norms of its weights, gradients and updates."""
 
-OVERALL_METRICS: dict[str, Reduction] = {
-    "entropy_mean": "mean",
-    "entropy_min": "min",
-    "max_logit": "max",
-    "sigma_qk_max": "max",
-}
-"""Metrics of the whole model: how those of all layers and calls are reduced to one."""
-
 
 @dataclass(frozen=True)
 class LayerAggregate:
@@ -121,31 +113,6 @@ def aggregate_layers(record: Record) -> list[LayerAggregate]:
         known = values.setdefault(key, {})
         known |= {metric: x[row] for metric, x in of_layers.items() if not math.isnan(x[row])}
     return [LayerAggregate(names[key], *key, counts.get(key, 0), values[key]) for key in sorted(values)]
-
-
-def aggregate_overall(layers: list[LayerAggregate]) -> dict[str, float]:
-    """Reduces the layers' metrics to those of the whole model; the mean weighs each head alike."""
-    overall: dict[str, float] = {}
-    for metric, how in OVERALL_METRICS.items():
-        known = [(a.values[metric], a.heads) for a in layers if metric in a.values]
-        if not known:
-            continue
-        numbers, weights = (np.array(x, dtype=np.float64) for x in zip(*known, strict=True))
-        if how == "mean":
-            overall[metric] = float(np.average(numbers, weights=weights))
-        else:
-            overall[metric] = float(numbers.min() if how == "min" else numbers.max())
-    return overall
-
-
-def metrics(layers: list[LayerAggregate]) -> dict[str, float]:
-    """All aggregates of a record under the names shown, such as `attention/all/entropy_min`."""
-    named = {f"{PREFIX}/all/{name}": value for name, value in aggregate_overall(layers).items()}
-    for layer in layers:
-        tag = layer.tag
-        for name, value in layer.values.items():
-            named[f"{tag}/{name}"] = value
-    return named
 
 
 def entropy_share(heads: Columns) -> FloatArray:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entropy_monitor.dashboards.aggregates import PREFIX, aggregate_layers, layer_tag, metrics, share_grid
+from entropy_monitor.dashboards.aggregates import PREFIX, aggregate_layers, layer_tag, share_grid
 from entropy_monitor.dashboards.alert_book import AlertBook, earlier_events
 from entropy_monitor.dashboards.cadence import Cadence
 from entropy_monitor.dashboards.heatmap import heatmap
 from entropy_monitor.dashboards.markdown import alert_table, layer_table
 from entropy_monitor.dashboards.tensorboard_layout import layout
+from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.errors import ConfigurationError, MissingExtraError
 from entropy_monitor.records import AlertEvent, Record, RunInfo, Sink
 
@@ -27,6 +28,7 @@ class _Seen:
     calls: set[tuple[int, int]] = field(default_factory=set)
     layers: dict[int, str] = field(default_factory=dict)
     book: AlertBook = field(default_factory=AlertBook)
+    model: WholeModel = field(default_factory=WholeModel)
 
 
 class TensorBoardLogger(Sink):
@@ -114,7 +116,7 @@ class TensorBoardLogger(Sink):
             self._seen.calls |= calls
             self._seen.layers.update({layer.index: layer.layer for layer in layers})
             self._describe(record.step)
-        self._write_scalars(metrics(layers), record.step)
+        self._write_scalars(self._seen.model.metrics(layers), record.step)
         self._write_user_scalars(record)
         if len(record.heads["head"]) and self._heatmaps.due():
             grid = share_grid(record.heads)

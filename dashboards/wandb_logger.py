@@ -9,17 +9,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from entropy_monitor.dashboards.aggregates import (
-    PREFIX,
-    aggregate_layers,
-    metrics,
-    share_grid,
-)
+from entropy_monitor.dashboards.aggregates import PREFIX, aggregate_layers, share_grid
 from entropy_monitor.dashboards.alert_book import AlertBook, earlier_events
 from entropy_monitor.dashboards.cadence import Cadence
 from entropy_monitor.dashboards.heatmap import heatmap
 from entropy_monitor.dashboards.wandb_start import check_arguments, import_wandb, start_run
 from entropy_monitor.dashboards.wandb_tables import alert_rows, head_rows
+from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.records import Alert, AlertEvent, Record, RunInfo, Severity, Sink
 
@@ -43,6 +39,7 @@ class _Seen:
         names: of the metrics logged so far.
         untabled: the last record, unless a table was made of it.
         book: the alerts so far.
+        model: which layers' norms were known so far.
         earlier: what earlier processes of the run found, until the first record says what counts.
     """
 
@@ -51,6 +48,7 @@ class _Seen:
     untabled: Record | None = None
     earlier: list[AlertEvent] = field(default_factory=list)
     book: AlertBook = field(default_factory=AlertBook)
+    model: WholeModel = field(default_factory=WholeModel)
 
 
 class WandbLogger(Sink):
@@ -156,8 +154,7 @@ class WandbLogger(Sink):
             return
         if self._seen.step is None:
             self._seen.book.restore(self._seen.earlier, before=record.step)
-        layers = aggregate_layers(record)
-        row: dict[str, Any] = dict(metrics(layers))
+        row: dict[str, Any] = dict(self._seen.model.metrics(aggregate_layers(record)))
         self._define(row)
         for name, value in zip(record.scalars["name"], record.scalars["value"], strict=True):
             row[f"{PREFIX}/train/{name}"] = float(value)

@@ -8,7 +8,8 @@ import time
 from torch import nn
 
 from entropy_monitor import options as opt
-from entropy_monitor.dashboards.aggregates import PREFIX, aggregate_layers, aggregate_overall
+from entropy_monitor.dashboards.aggregates import PREFIX, aggregate_layers
+from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.monitor import EntropyMonitor, StepReport
 from entropy_monitor.records import Record, RunInfo, Sink
 
@@ -25,15 +26,16 @@ class MetricSink(Sink):
         self._arrival = threading.Condition()
         self._metrics: list[tuple[int, dict[str, float]]] = []
         self._latest = -1
+        self._model = WholeModel()
 
     def open(self, info: RunInfo) -> None:  # noqa: ARG002
         """Forget an earlier run's."""
         with self._arrival:
-            self._metrics, self._latest = [], -1
+            self._metrics, self._latest, self._model = [], -1, WholeModel()
 
     def log(self, record: Record) -> None:
         """Keep a record's metrics; one that holds only scalars has none."""
-        metrics = tracker_metrics(record) if len(record.heads["head"]) else {}
+        metrics = tracker_metrics(record, self._model) if len(record.heads["head"]) else {}
         with self._arrival:
             if metrics:
                 self._metrics.append((record.step, metrics))
@@ -87,13 +89,17 @@ class MetricFeed:
         return [(step, _with_alerts(step, metrics, monitor)) for step, metrics in taken]
 
 
-def tracker_metrics(record: Record) -> dict[str, float]:
+def tracker_metrics(record: Record, model: WholeModel) -> dict[str, float]:
     """`attention/all/…` and `attention/layer_03/…` of a record, under the names of the dashboards.
 
     Of each layer only `LAYER_METRICS`: a framework keeps every number in memory and in its checkpoints.
+
+    Args:
+        record: what was measured.
+        model: has seen the run's records before it.
     """
     layers = aggregate_layers(record)
-    named = {f"{PREFIX}/all/{name}": value for name, value in aggregate_overall(layers).items()}
+    named = {f"{PREFIX}/all/{name}": value for name, value in model.reduce(layers).items()}
     for layer in layers:
         named |= {f"{layer.tag}/{m}": layer.values[m] for m in LAYER_METRICS if m in layer.values}
     return named

@@ -16,9 +16,10 @@ from torch import nn
 from entropy_monitor import EntropyMonitor
 from entropy_monitor.callbacks.metrics import LAYER_METRICS, MetricFeed, MetricSink, tracker_metrics
 from entropy_monitor.callbacks.settings import free_dir, fresh_dir, readable
-from entropy_monitor.dashboards.aggregates import aggregate_layers, metrics
+from entropy_monitor.dashboards.aggregates import aggregate_layers
+from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.step_report import StepReport
-from tests.dashboards.records_factory import record
+from tests.dashboards.records_factory import info, record, seldom
 from tests.training import record as empty_record
 from tests.training import tiny, train
 
@@ -27,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_they_are_some_of_the_dashboards_metrics_under_the_same_names() -> None:
     one = record(3)
-    shown = metrics(aggregate_layers(one))
-    given = tracker_metrics(one)
+    shown = WholeModel().metrics(aggregate_layers(one))
+    given = tracker_metrics(one, WholeModel())
     assert given.items() <= shown.items()
     left_out = shown.keys() - given.keys()
     assert not [n for n in left_out if n.startswith("attention/all/") or n.endswith(LAYER_METRICS)]
@@ -36,6 +37,16 @@ def test_they_are_some_of_the_dashboards_metrics_under_the_same_names() -> None:
     first = np.asarray(heads["layer_index"]) == 0
     least = np.asarray(heads["entropy"], dtype=np.float64)[first & (np.asarray(heads["call"]) == 0)].min()
     assert given["attention/layer_00/entropy_min"] == pytest.approx(least)
+
+
+def test_the_largest_norm_is_given_where_it_is_that_of_the_whole_model() -> None:
+    sink = MetricSink()
+    for _ in range(2):  # another run begins anew
+        sink.open(info())
+        for one in seldom():
+            sink.log(one)
+        found = {step: given.get("attention/all/sigma_qk_max") for step, given in sink.take()}
+        assert found == {0: 9.0, 1: None, 2: None, 3: None, 4: 9.0, 5: None}
 
 
 class Watched:

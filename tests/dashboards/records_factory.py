@@ -78,6 +78,14 @@ def bare(step: int, rows: list[dict[str, Any]]) -> Record:
     return Record(step, columns(HEADS, rows))
 
 
+def seldom(steps: int = 6) -> list[Record]:
+    """Records of two layers of σ_QK 3 and 9, the first known in all, the second in one of four."""
+    return [
+        bare(s, [head_row(s, 0, 0, sigma_qk=3.0), head_row(s, 1, 0, sigma_qk=math.nan if s % 4 else 9.0)])
+        for s in range(steps)
+    ]
+
+
 def event(
     name: EventName = "opened",
     step: int = 10,

@@ -10,11 +10,10 @@ from entropy_monitor.dashboards.aggregates import (
     HEAD_METRICS,
     LAYER_METRICS,
     aggregate_layers,
-    aggregate_overall,
     entropy_share,
-    metrics,
     share_grid,
 )
+from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.records import HEADS, LAYERS, Record
 from tests.dashboards.records_factory import bare, columns, head_row, layer_row, record
 
@@ -56,7 +55,7 @@ def random_record(seed: int) -> Record:
 @pytest.mark.parametrize("seed", range(8))
 def test_reduces_heads_like_the_oracle_in_any_order_of_rows(seed: int) -> None:
     rec = random_record(seed)
-    named = {k: v for k, v in metrics(aggregate_layers(rec)).items() if "/all/" not in k}
+    named = {k: v for k, v in WholeModel().metrics(aggregate_layers(rec)).items() if "/all/" not in k}
     assert named == pytest.approx(oracle(rec), rel=1e-12, nan_ok=True)
 
 
@@ -91,16 +90,6 @@ def test_a_reading_that_is_not_finite_shows_everywhere() -> None:
     for name in ("entropy_mean", "entropy_min", "entropy_max"):
         assert math.isnan(layers[0].values[name])
     assert layers[0].values["max_logit"] == math.inf
-    assert math.isnan(aggregate_overall(layers)["entropy_min"])
-
-
-def test_whole_model_weighs_heads_alike() -> None:
-    rows = [head_row(0, 0, h, entropy=1.0) for h in range(3)] + [head_row(0, 1, 0, entropy=2.0)]
-    overall = aggregate_overall(aggregate_layers(bare(0, rows)))
-    assert overall["entropy_mean"] == pytest.approx(1.25)
-    assert overall["entropy_min"] == 1.0
-    assert overall["max_logit"] == 3.0
-    assert overall["sigma_qk_max"] == 5.0
 
 
 def test_calls_of_one_layer_stand_apart() -> None:
@@ -115,12 +104,12 @@ def test_layer_rows_without_heads_are_kept() -> None:
     (layer,) = aggregate_layers(rec)
     assert layer.heads == 0
     assert layer.values == {"sigma_q": 8.0, "sigma_k": 9.0, "grad_linf": 0.5}
-    assert aggregate_overall([layer]) == {}
+    assert WholeModel().reduce([layer]) == {}
 
 
 def test_an_empty_record_has_nothing_to_show() -> None:
     rec = Record(0, HEADS.empty())
-    assert metrics(aggregate_layers(rec)) == {}
+    assert WholeModel().metrics(aggregate_layers(rec)) == {}
     assert share_grid(rec.heads).share.size == 0
 
 

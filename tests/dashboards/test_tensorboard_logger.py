@@ -20,13 +20,14 @@ from PIL import Image
 from tensorboard.program import TensorBoard
 
 from entropy_monitor.dashboards import TensorBoardLogger
-from entropy_monitor.dashboards.aggregates import aggregate_layers, metrics, share_grid
+from entropy_monitor.dashboards.aggregates import aggregate_layers, share_grid
 from entropy_monitor.dashboards.heatmap import heatmap
+from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.records import HEADS, SCALARS, AlertEvent, Record, RunInfo
 from entropy_monitor.store import RunWriter
 from tests.dashboards.html_cells import TABLE_TAGS, Cells
-from tests.dashboards.records_factory import bare, columns, event, head_row, info, record
+from tests.dashboards.records_factory import bare, columns, event, head_row, info, record, seldom
 
 Get = Callable[..., Any]
 
@@ -86,7 +87,7 @@ def test_serves_every_aggregate_of_every_record(tmp_path: Path, serve: Callable[
     get = serve(tmp_path)
     expected: dict[str, dict[int, float]] = {}
     for rec in records:
-        for tag, value in metrics(aggregate_layers(rec)).items():
+        for tag, value in WholeModel().metrics(aggregate_layers(rec)).items():
             expected.setdefault(tag, {})[rec.step] = value
         expected.setdefault("train/loss", {})[rec.step] = 4.0 - rec.step / 100
     served = set(get("scalars/tags")["."])
@@ -102,6 +103,15 @@ def test_nulls_are_absent_and_nan_readings_stay(tmp_path: Path, serve: Callable[
     assert not {tag for tag in tags if tag.endswith(("floor_weights", "sigma_v", "update_sigma"))}
     assert math.isnan(series(get, "attention/layer_00/entropy_min")[10])
     assert series(get, "attention/layer_01/max_logit")[10] == math.inf
+
+
+def test_the_largest_norm_is_written_where_it_is_that_of_the_whole_model(
+    tmp_path: Path, serve: Callable[[Path], Get]
+) -> None:
+    write(TensorBoardLogger(tmp_path), info(), *seldom())
+    get = serve(tmp_path)
+    assert series(get, "attention/all/sigma_qk_max") == {0: 9.0, 4: 9.0}
+    assert series(get, "attention/layer_00/sigma_qk_max") == dict.fromkeys(range(6), 3.0)
 
 
 def test_scalars_stand_at_their_own_steps(tmp_path: Path, serve: Callable[[Path], Get]) -> None:

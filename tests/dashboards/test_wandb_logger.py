@@ -18,12 +18,13 @@ import wandb
 from PIL import Image
 
 from entropy_monitor.dashboards import WandbLogger
-from entropy_monitor.dashboards.aggregates import aggregate_layers, metrics, share_grid
+from entropy_monitor.dashboards.aggregates import aggregate_layers, share_grid
 from entropy_monitor.dashboards.heatmap import heatmap
 from entropy_monitor.dashboards.wandb_logger import alert_title
+from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.records import HEADS, SCALARS, AlertEvent, Record, RunInfo
-from tests.dashboards.records_factory import columns, event, info, record
+from tests.dashboards.records_factory import columns, event, info, record, seldom
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,7 +90,7 @@ def test_records_every_aggregate_over_the_training_step(tmp_path: Path) -> None:
     recording = Recording(tmp_path)
     assert len(recording.rows) == 3
     for row, rec in zip(recording.rows, records, strict=True):
-        expected = metrics(aggregate_layers(rec))
+        expected = WholeModel().metrics(aggregate_layers(rec))
         assert row["attention/step"] == rec.step
         assert {name: row[name] for name in expected} == pytest.approx(expected)
         assert row["attention/train/loss"] == pytest.approx(4.0 - rec.step / 100)
@@ -105,6 +106,18 @@ def test_nulls_are_absent_and_nan_readings_stay(tmp_path: Path) -> None:
     (row,) = Recording(tmp_path).rows
     assert not [name for name in row if name.endswith(("floor_weights", "sigma_v", "update_sigma"))]
     assert math.isnan(float(row["attention/layer_00/entropy_min"]))
+
+
+def test_the_largest_norm_is_logged_where_it_is_that_of_the_whole_model(tmp_path: Path) -> None:
+    write(WandbLogger(dir=tmp_path, heads_table_every=0), info(), *seldom())
+    rows = Recording(tmp_path).rows
+    found = {
+        row["attention/step"]: row.get("attention/all/sigma_qk_max")
+        for row in rows
+        if "attention/step" in row
+    }
+    assert found == {0: 9.0, 1: None, 2: None, 3: None, 4: 9.0, 5: None}
+    assert [row["attention/layer_00/sigma_qk_max"] for row in rows] == [3.0] * 6
 
 
 def test_summary_keeps_the_least_entropy_and_the_open_alerts(tmp_path: Path) -> None:
