@@ -178,6 +178,8 @@ def _pool_keys(maps: Tensor) -> Tensor:
     keys = maps.shape[-1]
     if keys <= EVIDENCE_SIZE:
         return maps
-    ends = torch.arange(1, EVIDENCE_SIZE + 1, device=maps.device) * keys // EVIDENCE_SIZE - 1
-    upto = maps.cumsum(-1).index_select(-1, ends)
-    return upto.diff(dim=-1, prepend=torch.zeros_like(upto[..., :1]))
+    # Not by cumsum, which PyTorch refuses on CUDA where it is asked for determinism.
+    borders = torch.arange(EVIDENCE_SIZE + 1, device=maps.device) * keys // EVIDENCE_SIZE
+    places = borders[:-1, None] + torch.arange(-(-keys // EVIDENCE_SIZE), device=maps.device)
+    taken = maps.index_select(-1, places.flatten().clamp(max=keys - 1)).view(*maps.shape[:-1], *places.shape)
+    return torch.where(places < borders[1:, None], taken, 0.0).sum(-1)

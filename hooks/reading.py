@@ -50,6 +50,7 @@ class CallReading:
         self.first_head = call.first_head
         self._sigmas: HeadSigmas | None = None
         self._sums: Tensor | None = None
+        self._strata: dict[int, _Strata] = {}  # by how many there are
         self._max_logit: Tensor | None = None
         self.map: Tensor | None = None
         self.how = ""
@@ -74,8 +75,10 @@ class CallReading:
         per_row = (stats.entropy, stats.num_keys.clamp(min=1).log(), *(f.expand_as(valid) for f in figures))
         # Over sequences and valid rows; a NaN in a valid row stays.
         sums = torch.where(valid > 0, torch.stack(per_row), 0.0).sum((1, 3))
-        error = measures.stratified_standard_error(stats.entropy, valid, tokens)
-        new = torch.cat([torch.stack([count, sums[0], error * count]), sums[1:]]).float()
+        if valid.shape[-1] < tokens:
+            strata = self._strata.setdefault(valid.shape[-1], _Strata())
+            strata.add(stats.entropy, valid, tokens)
+        new = torch.cat([count[None], sums]).float()
         top = stats.max_logit.amax((0, 2)).float()
         self._sums = new if self._sums is None else self._sums + new
         self._max_logit = top if self._max_logit is None else torch.maximum(self._max_logit, top)
@@ -90,9 +93,52 @@ class CallReading:
         return torch.stack(
             [
                 count,
-                *means[:3],
+                means[0],
+                self._error(count),
+                means[1],
                 self._max_logit,
-                *means[3:],
+                *means[2:],
                 *(x.to(count.device, torch.float32) for x in (s.sigma_q, s.sigma_k, s.sigma_qk)),
             ]
         )
+
+    def _error(self, count: Tensor) -> Tensor:
+        """The standard error of the mean entropy, `[H]`.
+
+        Micro-batches read at the same places count as one large batch; those read at others, since their
+        number of rows is another, as independent of them.
+        """
+        if not self._strata:  # all rows were read
+            return torch.zeros_like(count)
+        errors = torch.stack([strata.error() for strata in self._strata.values()])
+        error: Tensor = torch.linalg.vector_norm(errors, dim=0)
+        return error.float() / count
+
+
+class _Strata:
+    """Entropies by stratum, over the micro-batches in which as many rows of a sequence were read.
+
+    The rows lie at the same places in each of them, relative to its length: errors that come from the places
+    are common to all.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+        self._read = 0
+        self._rows = 0
+
+    def add(self, entropy: Tensor, valid: Tensor, tokens: int) -> None:
+        """Add what was read of one micro-batch, `[B, H, R]` of `tokens` rows."""
+        sums = measures.stratum_sums(entropy, valid)
+        self._sums = sums if self._sums is None else self._sums + sums
+        batch, _, read = entropy.shape
+        self._read += batch * read
+        self._rows += batch * tokens
+
+    def error(self) -> Tensor:
+        """The standard error of the sum of entropies, `[H]`; 0 where no row was valid."""
+        if self._sums is None:
+            raise ValueError("nothing was read")
+        count = self._sums[0].sum(-1)
+        error = measures.standard_error_of_sums(self._sums, self._read / self._rows)
+        return torch.where(count > 0, error * count, 0.0)

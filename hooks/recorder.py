@@ -259,24 +259,25 @@ class Recorder:
         key = (call.layer, call.call)
         if key in self._broken:
             return
-        reading = self._readings.get(key)
-        if reading is None:
-            reading = self._readings[key] = CallReading(call)
-            if call.layer in self._suspects:
-                reading.map = evidence_map(call)
+        is_first = key not in self._readings
         try:
+            reading = self._readings.get(key) or CallReading(call)
             sigmas = self._head_sigmas.of(call) if self._reads_in_full(call.layer) else None
             reading.add(call, self._rows_of(call), sigmas)
         except Exception:
             # The rest of a step's rows would pass for all of them.
             self._broken.add(key)
-            del self._readings[key]
+            self._readings.pop(key, None)
             raise
+        self._readings[key] = reading
         parts.calls = max(parts.calls, call.call + 1)
         parts.reading = reading.how
         self.rejected.pop(call.layer, None)
+        # These come last: should one fail, the figures are there.
+        if is_first and call.layer in self._suspects:
+            reading.map = evidence_map(call)
         self._keep_full_map(call)
-        if is_new:  # last: should it fail, the figures are there
+        if is_new:
             parts.visibility = sample(call)
 
     def _reads_in_full(self, layer: str) -> bool:

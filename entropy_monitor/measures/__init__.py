@@ -31,7 +31,13 @@ from entropy_monitor.measures.rows import (
     row_statistics_from_logits,
     row_statistics_from_weights,
 )
-from entropy_monitor.measures.sampling import rows_for, stratified_rows, stratified_standard_error
+from entropy_monitor.measures.sampling import (
+    rows_for,
+    standard_error_of_sums,
+    stratified_rows,
+    stratified_standard_error,
+    stratum_sums,
+)
 from entropy_monitor.measures.scale_invariance import (
     effective_learning_rate,
     equilibrium_gradient_norm,
@@ -83,8 +89,10 @@ __all__ = [
     "spectral_norm",
     "spectral_norm_bound",
     "spectrum",
+    "standard_error_of_sums",
     "stratified_rows",
     "stratified_standard_error",
+    "stratum_sums",
     "update_spectral_norm_bound",
     "update_spectrum",
 ]
