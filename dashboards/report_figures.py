@@ -63,7 +63,8 @@ def drawn(run: RunTables, summed: Digest) -> list[dict[str, str]]:
                 "image": _image(_figure(figures.floors(run, layer, head, call))),
                 "alt": f"Entropy of {layer}, head {head}, between its floors and its maximum.",
                 "caption": "The head in most trouble, or else the lowest. A floor near its maximum "
-                "rules a collapse out; one near zero permits it, no more.",
+                "rules a collapse out; one near zero permits it, no more. Floors that rest on norms are "
+                "not read in every measured step; their lines join those in which they are.",
             }
         )
     return shown
