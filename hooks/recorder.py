@@ -288,9 +288,10 @@ class Recorder:
         count = self.rows
         if count != "all" and self.adapt_to_batch:
             count = measures.rows_for(count, tokens, batch)
-        if count == "all" or count >= tokens:
-            return None
         device = call.rows.device
+        # Elsewhere all rows at once, by one fused call, have no largest logit; the few of a short sequence do.
+        if count == "all" or (count >= tokens and device.type == "cpu"):
+            return None
         key = (tokens, count, device)
         if key not in self._row_cache:
             self._row_cache[key] = measures.stratified_rows(tokens, count, self._step, device)
