@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from cost_contenders import BASE, CONTENDERS, Plain, Setting
+from cost_contenders import BASE, CONTENDERS
+from cost_plain import Plain, Setting
 from models import ByteModel, Shape, batch_of_text
 from torch import Tensor, nn
 
 COLLAPSED = 0.1  # share of its maximum below which a head's entropy counts as collapsed
 TRAINING_RATE = 3e-2  # some thirty times too high
-_LOOK_EVERY = 5
+SOUND_RATE = 1e-3
+_FIRST_SEED = 1000  # of batches that nothing else uses
 _PROBE = Shape(layers=2, width=64, heads=4, tokens=32, batch=4)
 _PROBE_DROPOUT = 0.1
 
@@ -109,28 +111,55 @@ def _sharp() -> Mapping[str, Tensor]:
     return {name: t * (6 if "qkv.weight" in name else 1) for name, t in weights.items()}
 
 
-def collapsed(setting: Setting, most_steps: int) -> tuple[Mapping[str, Tensor], str]:
-    """Weights of a model trained at a far too high rate until half its heads have collapsed, and a remark."""
+def trained(setting: Setting, steps: int) -> Mapping[str, Tensor]:
+    """Weights after some steps at a sound rate, each on another batch."""
+    training = Plain(replace(setting, rate=SOUND_RATE, batches=1, compiled=False))
+    for step in range(steps):
+        _train(training, step)
+    return _weights(training)
+
+
+def collapsed(setting: Setting, most_steps: int) -> tuple[Mapping[str, Tensor], int, str]:
+    """Train at a far too high rate until half of the heads have collapsed, or the steps are over.
+
+    Returns:
+        The weights, how many heads have collapsed, and a remark that says so.
+    """
     training = Plain(replace(setting, rate=TRAINING_RATE, batches=1, compiled=False))
     shape = setting.shape
     places = torch.arange(1, shape.tokens + 1, dtype=torch.float64)
     most = places.log().mean()
-    share = torch.ones(shape.layers, shape.heads)
-    for step in range(1, most_steps + 1):
-        x, y = batch_of_text(shape, 1000 + step)
-        training.batches = [(x.to(setting.device), y.to(setting.device))]
-        look = step % _LOOK_EVERY == 0 or step == most_steps
-        oracle = Oracle(training.model) if look else None
-        training.measured()
-        if oracle is not None:
-            share = oracle.entropies()[0] / most
-            for block in training.model.blocks:
-                block.attn.observers.clear()
-            if (share < COLLAPSED).float().mean() >= 0.5:
-                break
-    few = int((share < COLLAPSED).sum())
+    step = few = 0
+    while True:
+        share = _entropies(training, step) / most
+        few = int((share < COLLAPSED).sum())
+        if 2 * few >= share.numel() or step >= most_steps:
+            break
+        _train(training, step)
+        step += 1
     remark = (
-        f"{step} steps at learning rate {TRAINING_RATE:g}: {few} of {share.numel()} heads below "
-        f"{COLLAPSED:.0%} of their largest entropy, the lowest at {share.min():.1%}"
+        f"{few} of {share.numel()} heads are below {COLLAPSED:.0%} of their largest entropy after {step} "
+        f"steps at learning rate {TRAINING_RATE:g}; the lowest at {share.min():.1%}"
     )
-    return {name: t.detach().cpu().clone() for name, t in training.model.state_dict().items()}, remark
+    return _weights(training), few, remark
+
+
+def _train(training: Plain, step: int) -> None:
+    x, y = batch_of_text(training.setting.shape, _FIRST_SEED + step)
+    training.batches = [(x.to(training.setting.device), y.to(training.setting.device))]
+    training.train()
+
+
+def _entropies(training: Plain, step: int) -> Tensor:
+    """Of the batch that comes next, `[layers, heads]`."""
+    oracle = Oracle(training.model)
+    x, _ = batch_of_text(training.setting.shape, _FIRST_SEED + step)
+    with torch.no_grad(), training.precision():
+        training.model(x.to(training.setting.device))
+    for block in training.model.blocks:
+        block.attn.observers.clear()
+    return oracle.entropies()[0]
+
+
+def _weights(training: Plain) -> Mapping[str, Tensor]:
+    return {name: t.detach().cpu().clone() for name, t in training.model.state_dict().items()}

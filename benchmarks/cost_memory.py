@@ -7,7 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from cost_contenders import CONTENDERS, Setting, why
+from cost_contenders import CONTENDERS, why
+from cost_plain import Setting
 
 _MB = 2**20
 _STATUS = Path("/proc/self/status")

@@ -3,7 +3,7 @@
 `python benchmarks/kernel.py` on a machine with CUDA prints times relative to
 `F.scaled_dot_product_attention` in bfloat16 (flash), checks the results in float64 on chosen rows, and that
 no launch waits for the device. Without CUDA it says so and does the checks on a small shape in Triton's
-interpreter, as `--smoke` does anywhere.
+interpreter, as `--smoke` does anywhere. What rows cost on a CPU is told by `rows.py`.
 """
 
 from __future__ import annotations

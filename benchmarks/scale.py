@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 from models import CLOCKS, Clock, machine
-from scale_capture import Size, added_seconds
+from scale_capture import Added, Size, added_seconds
 from scale_figure import Sweep, draw
 from scale_store import Queried, Written, query, write_run
 
 from entropy_monitor import ConfigurationError
 
-ROWS: tuple[int | str, ...] = (32, "auto", "all")
+ROWS: tuple[int | str, ...] = (32, "all")  # "auto" is 32 or more of them
 LAYERS_OF_HEADS = 10  # of the sweep over heads
 BUDGET = 60.0  # seconds of one measured step above which a curve ends
 
@@ -41,7 +41,7 @@ class Kind:
     axis: str
     field: str
     start: Size
-    expected: dict[str, float]
+    expected: dict[int | str, float]  # exponents, by rows
 
 
 KINDS = {
@@ -50,43 +50,44 @@ KINDS = {
         "tokens",
         "tokens",
         Size(heads=4),
-        {"rows=32": 1, "rows=auto": 1, "rows=all": 2},
+        {32: 1, "all": 2},
     ),
     "heads": Kind(
         f"Heads of a model ({LAYERS_OF_HEADS} layers, 64 tokens)",
         "heads",
         "heads",
         Size(tokens=64, layers=LAYERS_OF_HEADS),
-        {"rows=32": 1, "rows=auto": 1, "rows=all": 1},
+        {32: 1, "all": 1},
     ),
     "layers": Kind(
         "Layers of a model (8 heads each, 128 tokens)",
         "layers",
         "layers",
         Size(tokens=128, heads=8),
-        {"rows=32": 1, "rows=auto": 1, "rows=all": 1},
+        {32: 1, "all": 1},
     ),
 }
 
 
 def capture(kind: Kind, sizes: Sequence[int], clock: Clock) -> Sweep:
     """The sweep over `sizes`; prints its table."""
-    sweep = Sweep(kind.title, kind.axis, "seconds a measured step adds", sizes, kind.expected)
-    for rows in ROWS:
-        name = f"rows={rows}"
-        sweep.values[name] = []
+    names = {rows: (f"{rows} rows alone", f"{rows} rows, in full") for rows in ROWS}
+    expected = {name: kind.expected[rows] for rows, pair in names.items() for name in pair}
+    sweep = Sweep(kind.title, kind.axis, "seconds a measured step adds", sizes, expected)
+    for rows, (alone, in_full) in names.items():
+        found: list[Added] = []
         for n in sizes:
             size = replace(kind.start, **{kind.field: n // LAYERS_OF_HEADS if kind.field == "heads" else n})
             try:
-                seconds = added_seconds(size, rows, clock)
+                found.append(added_seconds(size, rows, clock))
             except ConfigurationError as error:
-                print(f"{name}: {error}")
+                print(f"rows={rows}: {error}")
                 break
-            sweep.values[name].append(seconds)
-            if seconds > BUDGET:
+            if found[-1].in_full > BUDGET:
                 break
-        if not sweep.values[name]:
-            del sweep.values[name]
+        if found:
+            sweep.values[alone] = [added.alone for added in found]
+            sweep.values[in_full] = [added.in_full for added in found]
     print(f"\n## {kind.title}\n")
     _row([kind.axis, *(f"{name}, ms" for name in sweep.values)])
     _row(["---"] * (1 + len(sweep.values)))

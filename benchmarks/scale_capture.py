@@ -1,7 +1,8 @@
 """What a measured step adds to a training step, against tokens, heads and layers.
 
 The model is attention alone, and its kernel is replaced by one that costs nothing, so that what is timed is
-the watching: reading rows, spectral norms, gradients and updates, the analyzer, the store.
+the watching: reading rows, the analyzer, the store, and in steps that are read in full spectral norms,
+gradients and updates.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from models import Clock, timed
@@ -19,11 +21,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import entropy_monitor as em
+from entropy_monitor import StepReport
+from entropy_monitor.schedule import Schedule
 
 WIDTH = 16  # of the stream: projections are cheap, and have spectral norms all the same
 HEAD = 16  # features of a head
-_ENOUGH = 0.5  # seconds of repetitions after which a median is taken
-_FEWEST, _MOST = 3, 15
+_ENOUGH = 2.0  # seconds of repetitions after which medians are taken
+_FEWEST, _MOST = 5, 50  # of either kind; 300 steps of uniform attention would be suspect, and read in full
 
 
 class FreeKernel(TorchFunctionMode):
@@ -66,8 +70,16 @@ class Size:
     layers: int = 1
 
 
-def added_seconds(size: Size, rows: int | str, clock: Clock) -> float:
-    """Median time of a measured step less that of a step between; at least 1 µs."""
+@dataclass(frozen=True)
+class Added:
+    """What a measured step takes more than one between, in seconds: medians, at least 1 µs each."""
+
+    alone: float
+    in_full: float
+
+
+def added_seconds(size: Size, rows: int | str, clock: Clock) -> Added:
+    """Of steps that read rows alone, and of those that read weights, gradients and updates too; by turns."""
     torch.manual_seed(0)
     model = nn.Sequential(*(Attention(size.heads) for _ in range(size.layers)))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
@@ -75,22 +87,34 @@ def added_seconds(size: Size, rows: int | str, clock: Clock) -> float:
     with tempfile.TemporaryDirectory() as folder, FreeKernel():
         monitor = em.EntropyMonitor(model, optimizer=optimizer, run_dir=f"{folder}/run", every=2, rows=rows)
 
-        def step() -> None:
+        def step() -> StepReport:
             loss = model(x).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            monitor.step(loss)
+            return monitor.step(loss)
 
-        step(), step()  # what is found once; the next step is a measured one
-        pairs: list[tuple[float, float]] = []
-        while _goes_on(pairs):
-            pairs.append((timed(step, clock), timed(step, clock)))
+        def more(in_full: bool) -> float:
+            """Seconds of a measured step less those of the one before it."""
+            # The first of a run are all in full, and large models would never come past them.
+            with mock.patch.object(Schedule, "in_full", in_full):
+                between = timed(step, clock)
+                start = clock()
+                report = step()
+                seconds = clock() - start
+            if not report.measured:
+                raise RuntimeError(f"step {report.step} was to be measured: {monitor.faults}")
+            return seconds - between
+
+        step()  # what is found once
+        begin = clock()
+        for in_full in (False, True):
+            more(in_full)
+        found: dict[bool, list[float]] = {False: [], True: []}
+        while len(found[True]) < _FEWEST or (len(found[True]) < _MOST and clock() - begin < _ENOUGH):
+            for in_full, differences in found.items():
+                differences.append(more(in_full))
         if monitor.faults:
             raise RuntimeError(f"the monitor failed: {monitor.faults}")
         monitor.close()
-    return max(statistics.median(measured - between for measured, between in pairs), 1e-6)
-
-
-def _goes_on(pairs: list[tuple[float, float]]) -> bool:
-    return len(pairs) < _FEWEST or (len(pairs) < _MOST and sum(map(sum, pairs)) < _ENOUGH)
+    return Added(*(max(statistics.median(differences), 1e-6) for differences in found.values()))

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Okabe and Ito's, with a marker and a line for each besides.
-_STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."))
+# Okabe and Ito's, with a marker and a line for each besides; neighbours are two kinds of one thing.
+_STYLES = (("#0072B2", "o", "-"), ("#56B4E9", "v", "--"), ("#D55E00", "s", "-"), ("#E69F00", "^", "--"))
 
 
 @dataclass
@@ -65,6 +65,6 @@ def draw(sweeps: Sequence[Sweep], path: Path, caption: str) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(fontsize=8, frameon=False, loc="upper left")
         low, high = ax.get_ylim()
-        ax.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
+        ax.set_ylim(low, high * (high / low) ** 0.45)  # room for the legend
     figure.supxlabel(f"{caption}; dotted: the exponent expected", fontsize=8, color="#555555")
     figure.savefig(path, dpi=130)

@@ -50,8 +50,9 @@ def write_run(folder: Path, steps: int, clock: Clock) -> Written:
     records = range(0, steps, EVERY)
     seconds = 0.0
     for step in records:
-        figures *= 1 + _DRIFT * generator.standard_normal(figures.shape, dtype=np.float32)
-        np.clip(figures, 1e-3, 100.0, out=figures)
+        for table in (figures, whole):
+            table *= 1 + _DRIFT * generator.standard_normal(table.shape, dtype=np.float32)
+            np.clip(table, 1e-3, 100.0, out=table)
         record = Record(step, _heads(step, names, figures), _layers(step, names, whole), _loss(step))
         seconds += timed(partial(writer.log, record), clock)
     seconds += timed(writer.close, clock)
