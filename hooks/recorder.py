@@ -289,7 +289,7 @@ class Recorder:
         if count != "all" and self.adapt_to_batch:
             count = measures.rows_for(count, tokens, batch)
         device = call.rows.device
-        # Elsewhere all rows at once, by one fused call, have no largest logit; the few of a short sequence do.
+        # On accelerators all rows take one fused call, without largest logits; few rows need not.
         if count == "all" or (count >= tokens and device.type == "cpu"):
             return None
         key = (tokens, count, device)

@@ -20,8 +20,8 @@ def merge_ranks(table: Table, ranks: Sequence[pa.Table]) -> pa.Table:
 
     Each column as its `merge` says, with w = `rows_read` of a rank, 1 in a table without: `mean` is
     Σ w x / Σ w; `error` √(Σ (w x)²) / Σ w, for the ranks sample independently, and null where one
-    is; `same` the maximum, since all that is known is equal up to rounding. A reading of NaN stays NaN;
-    a null is left out.
+    is; `same` the maximum, since all that is known is equal up to rounding. A reading of NaN stays NaN. A
+    null is left out of a maximum, and makes a mean null: a floor of some of the rows is none of them all.
 
     Args:
         table: which table it is.
@@ -54,8 +54,7 @@ def _merge_column(column: Column, values: _Floats, weights: _Floats, starts: Ind
     if column.merge == "error":
         return _root_mean(values, weights, starts)
     if column.merge == "mean":
-        known = weights * ~np.isnan(values) if column.nullable else weights
-        return _mean(values, known, starts)
+        return _mean(values, weights, starts)
     largest: Any = np.fmax if column.nullable else np.maximum
     result: _Floats = largest.reduceat(values, starts)
     return result

@@ -71,7 +71,7 @@ def test_nan_is_a_reading_and_null_is_none() -> None:
     )
     assert math.isnan(row["entropy"])  # type: ignore[arg-type]
     assert row["max_logit"] == 9.0
-    assert (row["floor_row"], row["sigma_q"], row["sigma_k"]) == (1.0, 4.0, None)
+    assert (row["floor_row"], row["sigma_q"], row["sigma_k"]) == (None, 4.0, None)
     assert row["entropy_se"] is None
 
 
