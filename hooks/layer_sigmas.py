@@ -12,12 +12,13 @@ from entropy_monitor.hooks.calls import Role
 class LayerSigmas:
     """The largest singular value of each layer's weights, from below: it informs, and no floor rests on it.
 
-    Each weight's leading vectors are kept (4 columns), so that the next look costs a pass or two over the
+    Each weight's leading vectors are kept (5 columns), so that the next look costs a pass or two over the
     weight; see `measures.leading_singular_value` for the accuracy.
     """
 
     def __init__(self) -> None:
         self._vectors: dict[tuple[str, Role], Tensor] = {}
+        self._looks = 0
 
     @torch.no_grad()
     def sigma(self, layer: str, role: Role, matrix: Tensor) -> Tensor:
@@ -32,7 +33,8 @@ class LayerSigmas:
             0-dim, float32 (float64 for float64), on the matrix's device; NaN where it is not finite.
         """
         place = (layer, role)
-        sigma, vectors = measures.leading_singular_value(matrix, self._vectors.get(place))
+        self._looks += 1
+        sigma, vectors = measures.leading_singular_value(matrix, self._vectors.get(place), self._looks)
         # A weight that begins at zero, or is not finite, leaves no vectors to follow.
         if matrix.device.type == "cpu" and not bool(sigma > 0):
             self.forget(layer, role)

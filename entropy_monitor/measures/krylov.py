@@ -15,13 +15,13 @@ from entropy_monitor.measures._top_eigenvalue import top_eigenvalue
 _CACHE = 2**19  # bytes of a block of rows on a CPU: a quarter of a core's second-level cache
 
 
-def starting_vectors(n: int, count: int, like: Tensor) -> Tensor:
-    """Gaussian columns `[n, count]`, the same every time, of like's working dtype and device.
+def starting_vectors(n: int, count: int, like: Tensor, seed: int = 0) -> Tensor:
+    """Gaussian columns `[n, count]`, the same every time for a seed, of like's working dtype and device.
 
     They are drawn on the device and from a generator of their own: nothing is copied there, and the global
     random state is left alone.
     """
-    generator = torch.Generator(like.device).manual_seed(0)
+    generator = torch.Generator(like.device).manual_seed(seed)
     return torch.randn(n, count, generator=generator, dtype=working_dtype(like), device=like.device)
 
 
@@ -50,9 +50,9 @@ def gram_product(w: Tensor, x: Tensor) -> Tensor:
 
 
 def block_lanczos(
-    w: Tensor, block: Tensor, depth: int, tolerance: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis Q of `span(X, WᵀW X, …, (WᵀW)^(depth-1) X)`, and `Qᵀ WᵀW Q`.
+    w: Tensor, block: Tensor, depth: int, tolerance: float | None = None, at_least: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An orthonormal basis Q of `span(X, WᵀW X, …, (WᵀW)^(depth-1) X)`, `WᵀW Q` and `Qᵀ WᵀW Q`.
 
     Golub and Underwood's block Lanczos with full orthogonalisation, in `depth` passes over W. Where the space
     ends early, some columns of Q are shorter than 1; eigenvalues of the projection do not exceed those of
@@ -64,22 +64,23 @@ def block_lanczos(
         depth: from 1.
         tolerance: stop before where the residual of the top Ritz pair is below this share of its value. It
             waits for accelerators.
+        at_least: passes before that.
 
     Returns:
-        Q `[n, q]` and the projection `[q, q]`, q = depth · r or less.
+        Q and its images `[n, q]`, and the projection `[q, q]`, q = depth · r or less.
     """
     basis, images = block, gram_product(w, block)
-    for _ in range(depth - 1):
+    for passes in range(1, depth):
         last = images[:, -block.shape[1] :]
         rest = last - matmul(basis, matmul(basis.mT, last))
-        if tolerance is not None and _is_settled(basis, images, rest, tolerance):
+        if tolerance is not None and passes >= at_least and _is_settled(basis, images, rest, tolerance):
             break
         rest = torch.linalg.qr(rest).Q
         # Once more: what is left where the space ends is rounding, along the basis as much as off it.
         block = rest - matmul(basis, matmul(basis.mT, rest))
         basis = torch.cat([basis, block], dim=1)
         images = torch.cat([images, gram_product(w, block)], dim=1)
-    return basis, _projected(basis, images)
+    return basis, images, _projected(basis, images)
 
 
 def leading_directions(projected: Tensor, count: int) -> Tensor:

@@ -104,7 +104,7 @@ def _estimates(w: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     leading = gram_product(w, draws[:, :_LEADING]) / energy
     # Householder's Q takes the columns in order: first the leading ones' span, then what is orthogonal to it.
     block = torch.linalg.qr(torch.cat([leading, draws[:, _LEADING:]], dim=1)).Q
-    _, projected = block_lanczos(w, block, _DEPTH)
+    _, _, projected = block_lanczos(w, block, _DEPTH)
     projected = projected / energy  # eigenvalues are p now
     values = _trace_function(projected, _LEADING + _PROBES)
     energies = projected.diagonal()[: _LEADING + _PROBES]

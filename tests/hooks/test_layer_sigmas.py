@@ -18,12 +18,13 @@ def norm(w: torch.Tensor) -> float:
 def test_each_weight_is_followed_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(90, 80, generator=generator) for _ in range(2))
-    sigmas, starts = LayerSigmas(), []
+    sigmas, starts, looks = LayerSigmas(), [], []
     compute = layer_sigmas.measures.leading_singular_value
 
-    def counted(w: torch.Tensor, start: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(w: torch.Tensor, start: torch.Tensor | None, look: int) -> tuple[torch.Tensor, torch.Tensor]:
         starts.append(start is not None)
-        return compute(w, start)
+        looks.append(look)
+        return compute(w, start, look)
 
     monkeypatch.setattr(layer_sigmas.measures, "leading_singular_value", counted)
     for factor in (1, 2):
@@ -34,6 +35,7 @@ def test_each_weight_is_followed_on_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     sigmas.forget("a", "key")
     sigmas.sigma("a", "key", k)
     assert starts[4:] == [False]
+    assert len(set(looks)) == len(looks)  # each looks another way for what the vectors have missed
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])

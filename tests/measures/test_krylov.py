@@ -60,6 +60,38 @@ def test_a_value_is_followed_through_a_training() -> None:
         assert sigma.item() == pytest.approx(true_norm(w).item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("n", [256, 1040])  # weights that are passed over twice, and once
+def test_what_comes_up_apart_from_the_vectors_that_are_followed_is_found(n: int) -> None:
+    size = n // 8
+    blocks = [random(size, size, seed=i) / size**0.5 for i in range(8)]
+    blocks[0] *= 2
+    vectors, errors = None, []
+    for look in range(10):
+        w = torch.block_diag(*blocks)
+        sigma, vectors = leading_singular_value(w, vectors, look)
+        errors.append(1 - sigma.item() / max(true_norm(b).item() for b in blocks))
+        blocks[5] *= 1.3 if look < 6 else 1.0
+    assert max(errors[-3:]) < 1e-3
+    assert sum(e > 0.01 for e in errors) <= 3
+    assert min(errors) > -1e-5
+
+
+@pytest.mark.parametrize("n", [256, 1040])
+def test_a_spike_that_outgrows_the_others_is_followed(n: int) -> None:
+    first, second = (
+        torch.nn.functional.normalize(random(n, 1, seed=i), dim=0)
+        @ torch.nn.functional.normalize(random(1, n, seed=i + 1), dim=1)
+        for i in (1, 3)
+    )
+    base = random(n, n) / n**0.5 + 6 * first
+    vectors, size = None, 4.0
+    for look in range(12):
+        w = base + size * second
+        sigma, vectors = leading_singular_value(w, vectors, look)
+        assert sigma.item() == pytest.approx(torch.linalg.matrix_norm(w, 2).item(), rel=0.03)
+        size *= 1.1
+
+
 def test_a_start_of_another_shape_is_no_start() -> None:
     w = random(80, 90)
     _, other = leading_singular_value(random(50, 40))
@@ -110,7 +142,7 @@ def test_a_pass_is_the_product_with_the_gram_matrix(w: Tensor) -> None:
 def test_a_space_that_ends_early_does_not_exaggerate() -> None:
     w = random(90, 2) @ random(2, 90, seed=1)
     block = torch.linalg.qr(random(90, 4, seed=2)).Q
-    _, projected = block_lanczos(w, block, 4)
+    _, _, projected = block_lanczos(w, block, 4)
     assert torch.linalg.eigvalsh(projected.double())[-1] <= true_norm(w) ** 2 * (1 + 1e-5)
 
 
