@@ -51,9 +51,10 @@ def update_spectrum(delta: Tensor) -> UpdateSpectrum:
 
     Errors of the estimates, measured on updates of a Vision Transformer (width 128 and 384): entropies by
     0.03 nats rms and 0.08 at most with AdamW, 0.001 and 0.01 with SGD; σ by 1e-6. Over 20 draws each:
-    Gaussian matrices, which have no leading directions, by 0.06 nats rms and 0.10 at most (of 5), σ from
-    below by up to 7 %; of rank 20 by 0.02 and 0.05; of rank 3 and orthogonal ones not at all. Waits for no
-    accelerator.
+    Gaussian matrices, which have no leading directions, by 0.06 nats rms and 0.10 at most (of 5); of rank 20
+    by 0.02 and 0.05; of rank 3 and orthogonal ones not at all. Matrices of up to 1024 rows whose singular
+    values fall geometrically, or that are 0 but for one entry in a thousand, by up to 0.27 nats (of 4 to 6).
+    Where nothing stands apart σ is from below by up to 7.6 %. Waits for no accelerator.
 
     Args:
         delta: `[m, n]`, any floating dtype and strides.
