@@ -19,6 +19,7 @@ from entropy_monitor.measures.krylov import (
 
 _FOLLOWED = 4  # vectors that are followed together: the top one need not stand apart from the next
 _BLOCK = _FOLLOWED + 1  # and one that looks for what they have missed
+_WHOLE = 32  # up to this side the vectors span the whole space, and one pass finds everything
 _SMALL = 2**20  # numbers in a weight that is passed over twice at least: it lies in a cache
 _TINY = 1e-30
 _DEPTH = 8
@@ -53,7 +54,7 @@ def leading_singular_value(w: Tensor, start: Tensor | None = None, look: int = 0
 
     Returns:
         σ, 0-dim, float32 (float64 for float64), 0 for a zero or empty matrix, NaN where w is not finite; and
-        vectors `[n or m, ≤ 5]`, orthonormal.
+        vectors, orthonormal, `[n or m, 5]` or fewer than 33 that span the whole space.
 
     Raises:
         ConfigurationError: if w is not a floating matrix of two dimensions.
@@ -64,7 +65,7 @@ def leading_singular_value(w: Tensor, start: Tensor | None = None, look: int = 0
         )
     w = rows_contiguous(w)
     on_host = w.device.type == "cpu"
-    shape = w.shape[1], min(_BLOCK, w.shape[1])
+    shape = w.shape[1], w.shape[1] if w.shape[1] <= _WHOLE else _BLOCK
     with exact(w.device):
         block, rounds, residual = start, 1, _RESIDUAL
         depth = _DEPTH if on_host else _FOLLOWING_DEPTH
@@ -84,7 +85,7 @@ def leading_singular_value(w: Tensor, start: Tensor | None = None, look: int = 0
                 return sigma, block
             leading = leading_directions(projected, shape[1])
             columns = matmul(basis, leading)
-            if shape[1] == _BLOCK:
+            if shape[1] < shape[0]:
                 scout = matmul(images, leading[:, -1:])
                 length = torch.linalg.vector_norm(scout).clamp(min=_TINY) / math.sqrt(shape[0])
                 columns[:, -1:] = scout.add_(fresh * length)

@@ -199,7 +199,7 @@ def safety(w: Tensor) -> float:
     """
     dtype = working_dtype(w)
     inner = max(4, *w.shape[-2:])
-    one_by_one = inner if min(w.shape[-2:]) == 1 else min(inner, _ONE_BY_ONE)
+    one_by_one: int = inner if min(w.shape[-2:]) == 1 else min(inner, _ONE_BY_ONE)
     return 1 + (one_by_one / 16 + math.sqrt(inner)) * torch.finfo(dtype).eps
 
 

@@ -76,6 +76,15 @@ def test_what_comes_up_apart_from_the_vectors_that_are_followed_is_found(n: int)
     assert min(errors) > -1e-5
 
 
+@pytest.mark.parametrize("n", [1, 5, 6, 12, 19, 24, 32, 33, 48, 64])
+def test_small_weights_are_followed_too(n: int) -> None:
+    vectors = None
+    for look in range(3):
+        w = random(n, n, seed=look)  # others at each look
+        sigma, vectors = leading_singular_value(w, vectors, look)
+        assert sigma.item() == pytest.approx(true_norm(w).item(), rel=1e-2 if n > 32 else 2e-6)
+
+
 @pytest.mark.parametrize("n", [256, 1040])
 def test_a_spike_that_outgrows_the_others_is_followed(n: int) -> None:
     first, second = (
