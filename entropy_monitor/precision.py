@@ -11,7 +11,7 @@ from entropy_monitor.records import Array
 TOLERANCE = 1 / 3
 """Standard errors that are this share of the batch-to-batch spread add 5 % to it."""
 
-_NEGLIGIBLE = 0.005  # nats: standard errors that no detector would notice, however still the entropies are
+_NEGLIGIBLE = 0.02  # nats: standard errors that no detector would notice, however still the entropies are
 _ENOUGH = 8  # differences, before anything is said
 _MEMORY = 32  # differences that the means go back
 
