@@ -93,11 +93,11 @@ class Pipeline:
         for harvest, record in self._transfer.receive(wait):
             try:
                 events = self._alerting.judge(record, harvest)
+                if harvest is not None and self._observe is not None:
+                    self._guard.run("planning", self._observe, harvest, record)
             finally:
                 # Not before: the sinks' threads would take turns with this one at every numpy function.
                 self._guard.run("delivering", self._delivery.send, record)
-            if harvest is not None and self._observe is not None:
-                self._guard.run("planning", self._observe, harvest, record)
             self._events += events
             for event in events:
                 self._guard.run("delivering", self._delivery.send, event)
