@@ -35,11 +35,12 @@ class Reading(NamedTuple):
 def read(call: AttentionCall, rows: Tensor | None) -> Reading:
     """Read rows of a call, `[R]` indices; None for all.
 
-    On the CPU logits are made in blocks that stay in its caches: all rows cost 1.2 to 1.7 times what one fused
-    forward does (`benchmarks/rows.py`), and give every figure. On an accelerator a block would go through its memory again and again; there
-    all rows are read by one fused call with V := K where that is valid, which gives entropies and row floors
-    but no largest logit, or by a Triton kernel, which gives everything. That has been checked without a GPU
-    only, so it has to be asked for: `ENTROPY_MONITOR_TRITON=1`.
+    On the CPU logits are made in blocks that stay in its caches: all rows cost 1.2 to 1.7 times what one
+    fused forward does (`benchmarks/rows.py`), and give every figure. On an accelerator a block would go
+    through its memory again and again; there all rows are read by one fused call with V := K where that is
+    valid, which gives entropies and row floors but no largest logit, or by a Triton kernel, which gives
+    everything. That has been checked without a GPU only, so it has to be asked for:
+    `ENTROPY_MONITOR_TRITON=1`.
 
     Raises:
         ValueError: if the call has neither logits nor all that makes them.
