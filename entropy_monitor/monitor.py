@@ -287,7 +287,7 @@ class EntropyMonitor:
         suspects, in_full = self._alerting.suspects, self._schedule.in_full
         self._recorder.begin(self._schedule.next, suspects, in_full=in_full)
         self._weights.arm(None if in_full else suspects)
-        self._watcher.rows_alone = not in_full and not suspects
+        self._watcher.rows_alone = not in_full and not suspects and not self._missed
         self._watcher.arm()
 
     def _let_go(self) -> None:

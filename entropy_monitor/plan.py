@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -18,7 +19,7 @@ EVERY = 10
 """Steps between measurements at first, and never fewer."""
 
 MOST_STEPS = 16 * EVERY
-"""And never more: what happens between two of them is seen that late."""
+"""And never longer blocks: what happens between two measurements is seen that late, or twice as late."""
 
 BUDGET = 0.01
 """Share of the training's time that measuring may take."""
@@ -138,15 +139,29 @@ class Plan:
             "most_rows": self._most_rows,
             "every": self._every,
             "cost": self._cost.state_dict(),
+            "measurements": self._measurements,
+            "closely": self._closely,
+            "signs": dict(self._signs),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there with what is not given or fixed."""
+        """Go on from there with what is not given or fixed.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is damaged.
+        """
+        rows, most_rows, every, measurements, closely = (
+            operator.index(state[name]) for name in ("rows", "most_rows", "every", "measurements", "closely")
+        )
+        if min(rows, most_rows, every) < 1:
+            raise ValueError(f"rows={rows}, most_rows={most_rows} and every={every} must be positive")
+        self._measurements, self._closely = measurements, min(closely, _CLOSELY)
+        self._signs = {str(layer): operator.index(count) for layer, count in state["signs"].items()}
         if self._rows_move:
-            self._rows, self._most_rows = state["rows"], state["most_rows"]
+            self._rows, self._most_rows = rows, most_rows
         if self.every_moves:
             steps = EVERY
-            while steps < min(state["every"], MOST_STEPS):
+            while steps < min(every, MOST_STEPS):
                 steps *= 2
             self._every = steps
             self._cost.load_state_dict(state["cost"])

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 _FIRST_IN_FULL = 8
 IN_FULL = 4
 """Of so many measurements one is read in full."""
+_STATE = ("next", "last", "calls", "measured", "count")
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -84,9 +85,15 @@ class Schedule:
         }
 
     def load_state_dict(self, state: Mapping[str, int | None]) -> None:
-        """Go on from there."""
-        self.next = state["next"] or 0
-        self._last = state["last"]
-        self._calls = state["calls"] or 0
-        self._measured = state["measured"]
-        self._count = state["count"] or 0
+        """Go on from there.
+
+        Raises:
+            KeyError, TypeError: it is damaged.
+        """
+        found = {name: state[name] for name in _STATE}
+        numbers = {name: None if value is None else operator.index(value) for name, value in found.items()}
+        self.next = numbers["next"] or 0
+        self._last = numbers["last"]
+        self._calls = numbers["calls"] or 0
+        self._measured = numbers["measured"]
+        self._count = numbers["count"] or 0

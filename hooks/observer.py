@@ -18,7 +18,7 @@ from entropy_monitor.hooks.lineage import Lineage, Origin
 from entropy_monitor.hooks.linears import LinearCall
 from entropy_monitor.hooks.ownership import Identified, first_head, identify, owner_of, whole_projection
 from entropy_monitor.hooks.projections import Projection
-from entropy_monitor.hooks.recall import Followed, tells_all
+from entropy_monitor.hooks.recall import Followed, Path, path_of, tells_all
 from entropy_monitor.hooks.scope import NEAR, Scope, declared_heads
 from entropy_monitor.hooks.site import EagerSite, Site
 from entropy_monitor.hooks.sources import ATTENTION, Source, normalised, source_of
@@ -98,7 +98,7 @@ class Observer:
         self._trace = Trace(settled)
         self._activations = Activations(self._trace)
         self._calls: Counter[str] = Counter()
-        self._places: Counter[nn.Module] = Counter()
+        self._places: Counter[Path] = Counter()
         self._awaited: _Awaited | None = None
         self._outputs: dict[str, LinearCall] = {}
         self._sharded: list[LinearCall] = []
@@ -138,7 +138,9 @@ class Observer:
         except UnreadError as error:
             self.reject(str(error))
             return
-        if seen is not None:
+        if seen is None:
+            self.followed.others.add(path_of(self.scopes))
+        else:
             self.followed.suffices &= tells_all(source, args, kwargs)
             self._take_back_outputs(seen)
             self._found(source, args, seen, site)
@@ -169,9 +171,9 @@ class Observer:
 
     def _note(self, seen: Seen, layer: str, found: Identified) -> None:
         """For forwards that need not be followed."""
-        module = self.scopes[-1].module
-        self.followed.note((module, self._places[module]), seen, layer, found.first_head)
-        self._places[module] += 1
+        path = path_of(self.scopes)
+        self.followed.note((path, self._places[path]), seen, layer, found.first_head)
+        self._places[path] += 1
         self.followed.suffices &= not found.sharded and found.fault is None
 
     def _take_sharded(self) -> list[LinearCall]:

@@ -16,6 +16,7 @@ from entropy_monitor.hooks.calls import AttentionCall
 from entropy_monitor.hooks.floors import floors
 from entropy_monitor.hooks.head_sigmas import HeadSigmas
 from entropy_monitor.hooks.statistics import read
+from entropy_monitor.measures.sampling import ALLOWANCE
 
 RowCount = int | Literal["all"]
 
@@ -73,12 +74,14 @@ class CallReading:
         count = valid.sum((0, 2))
         figures = floors(call, rows, stats, scale, sigmas)
         per_row = (stats.entropy, stats.num_keys.clamp(min=1).log(), *(f.expand_as(valid) for f in figures))
-        # Over sequences and valid rows; a NaN in a valid row stays.
-        sums = torch.where(valid > 0, torch.stack(per_row), 0.0).sum((1, 3))
+        # Over sequences and valid rows; a NaN in a valid row stays. Each stands for those that were not read.
+        stands_for = tokens / max(1, valid.shape[-1])
+        weight = count * stands_for
+        sums = torch.where(valid > 0, torch.stack(per_row), 0.0).sum((1, 3)) * stands_for
         if valid.shape[-1] < tokens:
             strata = self._strata.setdefault(valid.shape[-1], _Strata())
             strata.add(stats.entropy, valid, tokens)
-        new = torch.cat([count[None], sums]).float()
+        new = torch.cat([torch.stack([count, weight]), sums]).float()
         top = stats.max_logit.amax((0, 2)).float()
         self._sums = new if self._sums is None else self._sums + new
         self._max_logit = top if self._max_logit is None else torch.maximum(self._max_logit, top)
@@ -87,14 +90,14 @@ class CallReading:
         """`[len(FIGURES), H]`, float32: means over the rows read; NaN = not known."""
         if self._sums is None or self._max_logit is None:
             raise ValueError(f"nothing was read for {self.layer}")
-        count = self._sums[0]
-        means = self._sums[1:] / count
+        count, weight = self._sums[:2]
+        means = self._sums[2:] / weight
         s = self._sigmas or HeadSigmas(*(torch.full_like(count, math.nan),) * 4)
         return torch.stack(
             [
                 count,
                 means[0],
-                self._error(count),
+                self._error(weight),
                 means[1],
                 self._max_logit,
                 *means[2:],
@@ -102,17 +105,17 @@ class CallReading:
             ]
         )
 
-    def _error(self, count: Tensor) -> Tensor:
+    def _error(self, weight: Tensor) -> Tensor:
         """The standard error of the mean entropy, `[H]`.
 
         Micro-batches read at the same places count as one large batch; those read at others, since their
         number of rows is another, as independent of them.
         """
         if not self._strata:  # all rows were read
-            return torch.zeros_like(count)
+            return torch.zeros_like(weight)
         errors = torch.stack([strata.error() for strata in self._strata.values()])
         error: Tensor = torch.linalg.vector_norm(errors, dim=0)
-        return error.float() / count
+        return error.float() / weight
 
 
 class _Strata:
@@ -129,16 +132,17 @@ class _Strata:
 
     def add(self, entropy: Tensor, valid: Tensor, tokens: int) -> None:
         """Add what was read of one micro-batch, `[B, H, R]` of `tokens` rows."""
-        sums = measures.stratum_sums(entropy, valid)
+        sums = measures.stratum_sums(entropy, valid * (tokens / entropy.shape[-1]))
         self._sums = sums if self._sums is None else self._sums + sums
         batch, _, read = entropy.shape
         self._read += batch * read
         self._rows += batch * tokens
 
     def error(self) -> Tensor:
-        """The standard error of the sum of entropies, `[H]`; 0 where no row was valid."""
+        """The standard error of the sum of entropies over all rows, `[H]`; 0 where no row was valid."""
         if self._sums is None:
             raise ValueError("nothing was read")
-        count = self._sums[0].sum(-1)
-        error = measures.standard_error_of_sums(self._sums, self._read / self._rows)
-        return torch.where(count > 0, error * count, 0.0)
+        weight, share = self._sums[0].sum(-1), self._read / self._rows
+        # A row that was read stands for 1 / share of them, and so does one that was missed.
+        error = measures.standard_error_of_sums(self._sums, share, ALLOWANCE / share)
+        return torch.where(weight > 0, error * weight, 0.0)

@@ -8,19 +8,24 @@ known and the second not needed: functions that are no attention are left alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from entropy_monitor.guard import Guard
 from entropy_monitor.hooks.calls import AttentionCall, Receiver, Seen
 from entropy_monitor.hooks.lineage import Lineage
 from entropy_monitor.hooks.scope import Scope
 from entropy_monitor.hooks.site import EagerSite
 from entropy_monitor.hooks.sources import Source, multihead, sdpa, softmax, source_of
 from entropy_monitor.hooks.trace import Trace
+from entropy_monitor.hooks.unread import UnreadError
+
+Path = tuple[nn.Module, ...]
+"""The modules that are running, the outermost first; those that are no torch layers."""
 
 _BATCH_HEADS_TOKENS_FEATURES = 4
 
@@ -51,21 +56,42 @@ class Followed:
     """What forwards showed while their tensors were followed.
 
     Attributes:
-        calls: by the innermost running module, and the number of its calls before.
+        calls: by what was running, and the number of calls there before.
+        others: where a softmax ran that was no attention.
         suffices: whether nothing was seen that only following tensors tells.
+        is_outdated: whether a forward was not like these since.
     """
 
-    calls: dict[tuple[nn.Module, int], Known] = field(default_factory=dict)
+    calls: dict[tuple[Path, int], Known] = field(default_factory=dict)
+    others: set[Path] = field(default_factory=set)
     suffices: bool = True
+    is_outdated: bool = False
 
-    def note(self, place: tuple[nn.Module, int], seen: Seen, layer: str, first_head: int) -> None:
+    @property
+    def tells(self) -> bool:
+        """Whether the next forward need not be followed."""
+        return self.suffices and not self.is_outdated and bool(self.calls)
+
+    def note(self, place: tuple[Path, int], seen: Seen, layer: str, first_head: int) -> None:
         """Note whose a call is."""
-        self.calls[place] = Known(seen.source, _form(seen), layer, first_head)
+        self._note(place, Known(seen.source, _form(seen), layer, first_head))
 
     def add(self, other: Followed) -> None:
         """Add what another forward showed."""
-        self.calls.update(other.calls)
+        for place, known in other.calls.items():
+            self._note(place, known)
+        self.others |= other.others
         self.suffices &= other.suffices
+        self.is_outdated = False
+
+    def _note(self, place: tuple[Path, int], known: Known) -> None:
+        """One place that has been another layer's in another forward tells nothing."""
+        self.suffices &= self.calls.setdefault(place, known) == known
+
+
+def path_of(scopes: Sequence[Scope]) -> Path:
+    """What is running."""
+    return tuple(scope.module for scope in scopes)
 
 
 def tells_all(source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -82,23 +108,27 @@ class Recall:
     Args:
         followed: what earlier forwards showed.
         receiver: is told of each call.
+        guard: keeps a fault of one layer to that layer.
         settled: see `Lineage`.
 
     Attributes:
         scopes: the forwards that are running.
-        missed: whether a call was not read, for it was not known.
+        missed: whether a call was not known: neither it nor what comes after it is read.
     """
 
     follows = False
 
-    def __init__(self, followed: Followed, receiver: Receiver, settled: dict[Hashable, Any]) -> None:
+    def __init__(
+        self, followed: Followed, receiver: Receiver, guard: Guard, settled: dict[Hashable, Any]
+    ) -> None:
         self.scopes: list[Scope] = []
         self.missed = False
         self._followed = followed
         self._receiver = receiver
+        self._guard = guard
         self._trace = Trace(settled)  # stays empty
         self._calls: Counter[str] = Counter()
-        self._places: Counter[nn.Module] = Counter()
+        self._places: Counter[Path] = Counter()
 
     @property
     def lineage(self) -> Lineage:
@@ -129,33 +159,48 @@ class Recall:
     @torch.no_grad()
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Attention itself, before it runs."""
-        source = source_of(func)
-        if source is softmax:
-            return  # attention by hand is not among what can be recalled: this is another softmax
-        module = self.scopes[-1].module
-        known = self._followed.calls.get((module, self._places[module]))
-        self._places[module] += 1
-        if known is None or not tells_all(source, args, kwargs):
+        if self.missed:
+            return
+        source, path = source_of(func), path_of(self.scopes)
+        if source is softmax and path in self._followed.others:
+            return
+        known = self._followed.calls.get((path, self._places[path]))
+        self._places[path] += 1
+        call = None if known is None else self._recognised(known, func, args, kwargs)
+        if known is None or call is None:
             self.missed = True
             return
+        self._guard.run(f"reading {known.layer}", self._receiver.attention, call)
+
+    def end(self) -> None:
+        """The forward ended."""
+        self._followed.is_outdated |= self.missed or not self._places
+
+    def _recognised(
+        self, known: Known, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> AttentionCall | None:
+        """A call that is what it was."""
+        source = source_of(func)
+        if not tells_all(source, args, kwargs):
+            return None
         with torch._C.DisableTorchFunction():
-            seen = source.read(args, kwargs, EagerSite(self._trace, None, by_hand=False))
-            if seen is None or seen.inputs is None or not known.fits(seen):
-                self.missed = True
-                return
-            self._receiver.attention(
-                AttentionCall(
-                    known.layer,
-                    self._next(known.layer),
-                    seen.source,
-                    seen.inputs,
-                    None,
-                    None,
-                    None,
-                    seen.extra_keys,
-                    first_head=known.first_head,
-                )
-            )
+            try:
+                seen = source.read(args, kwargs, EagerSite(self._trace, None, by_hand=False))
+            except UnreadError:
+                return None
+        if seen is None or not known.fits(seen):
+            return None
+        return AttentionCall(
+            known.layer,
+            self._next(known.layer),
+            seen.source,
+            seen.inputs,
+            None,
+            None,
+            None,
+            seen.extra_keys,
+            first_head=known.first_head,
+        )
 
     def after(self, *args: Any) -> None:
         """What other functions made is not looked at."""

@@ -220,8 +220,8 @@ class Watcher:
 
     def _observer(self, root: nn.Module) -> Observer | Recall:
         followed = self._followed.get(root)
-        if self.rows_alone and self._misses < _MISSES and followed is not None and followed.suffices:
-            return Recall(followed, self._receiver, self._settled)
+        if self.rows_alone and self._misses < _MISSES and followed is not None and followed.tells:
+            return Recall(followed, self._receiver, self._guard, self._settled)
         return Observer(
             self.names, self._receiver, self._guard, self.sightings, self._patterns, self._settled
         )
@@ -246,7 +246,9 @@ class Watcher:
         forward = self._forward
         if forward.mode is not None:
             forward.mode.off()
-        self._misses += isinstance(forward.observer, Recall) and forward.observer.missed
+        if isinstance(forward.observer, Recall):
+            forward.observer.end()
+            self._misses += forward.observer.missed
         forward.modules.clear()
         forward.islands.clear()
         forward.mode = forward.observer = None

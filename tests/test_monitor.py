@@ -16,9 +16,11 @@ from entropy_monitor import Alert, EntropyMonitor, Thresholds, load_run, measure
 from tests.training import (
     ATTENTIONS,
     CLASSES,
+    HEADS_N,
     TOKENS,
     WIDTH,
     ListSink,
+    SeparateAttention,
     batches,
     tiny,
     train,
@@ -363,6 +365,28 @@ def test_the_kept_plan_tells_what_was_read(start: Start, monkeypatch: pytest.Mon
     for layer in load_run(monitor.run_dir).plan.values():
         assert layer["rows"] > 2
         assert layer["reading"].startswith(f"{layer['rows']} of" if layer["rows"] < TOKENS else "all")
+
+
+def test_attention_that_is_written_out_in_mid_run_is_still_read(start: Start) -> None:
+    class Either(SeparateAttention):
+        by_hand = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.by_hand:
+                return super().forward(x)
+            q, k, v = (m(x).unflatten(-1, (HEADS_N, -1)).transpose(1, 2) for m in (self.q, self.k, self.v))
+            maps = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+            return self.o((maps @ v).transpose(1, 2).flatten(2))
+
+    model, optimizer, monitor, sink = start(tiny(Either), every=1)
+    train(model, optimizer, 10, monitor.step)
+    for block in model.blocks:
+        block.by_hand = True
+    train(model, optimizer, 8, monitor.step)
+    monitor.close()
+    assert monitor.faults == {}
+    read = [r.step for r in sink.records if len(r.heads["step"])]
+    assert read == [*range(10), *range(11, 18)]  # in one step it was not seen that all had changed
 
 
 def test_what_was_given_is_kept(start: Start) -> None:

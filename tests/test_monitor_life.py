@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from entropy_monitor import ConfigurationError, EntropyMonitor, load_run
+from entropy_monitor.plan import Plan
 from entropy_monitor.records import Alert
+from entropy_monitor.schedule import Schedule
 from tests.training import ListSink, batches, flat, tiny, train
 
 
@@ -339,8 +341,13 @@ def test_a_state_that_is_incomplete_is_refused(state: dict[str, Any], tmp_path: 
         monitor.load_state_dict(state)
 
 
+_DAMAGES = [("rows", 0), ("rows", "many"), ("every", -1), ("signs", [1]), ("cost", {})]
+
+
 @pytest.mark.parametrize(
-    ("part", "value"), [("schedule", {}), ("schedule", {"next": "x"}), ("plan", None), ("plan", {"rows": 32})]
+    ("part", "value"),
+    [("schedule", {}), ("schedule", {**Schedule(1).state_dict(), "next": "x"}), ("plan", None)]
+    + [("plan", {**Plan("auto", "auto").state_dict(), name: value}) for name, value in _DAMAGES],
 )
 def test_a_state_that_is_damaged_is_refused_as_a_whole(part: str, value: Any, tmp_path: Path) -> None:
     with EntropyMonitor(tiny(), run_dir=tmp_path) as monitor:

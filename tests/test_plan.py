@@ -203,6 +203,22 @@ def test_a_first_sign_brings_measurements_closer_for_a_while() -> None:
     assert training.plan.every == 80
 
 
+def test_looking_closely_is_resumed() -> None:
+    whole = Training(fixed=0.5).run(3000)
+    whole.plan.suspect({"a"})
+    whole.run(30)
+    state = json.loads(json.dumps(whole.plan.state_dict()))
+    resumed = Plan("auto", "auto")
+    resumed.load_state_dict(state)
+    assert resumed.every_now == whole.plan.every_now == EVERY
+    assert resumed.state_dict()["closely"] == state["closely"] < 8
+    for plan in (whole.plan, resumed):
+        for _ in range(state["closely"]):
+            plan.end(True)
+        plan.suspect({"a"})  # as before: no first sign
+        assert plan.every_now == 80
+
+
 def test_signs_after_a_long_time_are_first_ones_again() -> None:
     training = Training(fixed=0.5).run(3000)
     training.plan.suspect({"a"})
