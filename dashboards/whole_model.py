@@ -21,17 +21,20 @@ these would jump with what is read, and not with the weights."""
 SURE_AFTER = 4
 """Records of which one had the weights of every layer read that can be."""
 
+_GIVEN_UP = 3 * SURE_AFTER
+"""Records after which weights that are not read any more (adapters that were merged) are not waited for."""
+
 
 class WholeModel:
     """What the records of one run have shown of its layers, and the metrics of the whole model.
 
     The largest σ_QK is given in records in which it is known of every layer's call that is there and for
-    which it has ever been known, and left out in others. Since a process may begin anywhere in a run, a layer
+    which it has been known of late, and left out in others. Since a process may begin anywhere in a run, a layer
     that has not been known yet is waited for in its first few records too.
     """
 
     def __init__(self) -> None:
-        self._known: set[tuple[str, int]] = set()
+        self._known: dict[tuple[str, int], int] = {}  # and in which record last
         self._records = 0
 
     def reduce(self, layers: list[LayerAggregate]) -> dict[str, float]:
@@ -62,6 +65,8 @@ class WholeModel:
         """Remembers which calls are known, and says whether all are that can be expected to."""
         calls = {(a.layer, a.call): _OF_ALL_OR_NONE in a.values for a in layers if a.heads}
         unknown = {call for call, known in calls.items() if not known}
-        self._known |= calls.keys() - unknown
         self._records += bool(calls)
-        return not (unknown & self._known if self._records >= SURE_AFTER else unknown)
+        self._known |= dict.fromkeys(calls.keys() - unknown, self._records)
+        if self._records < SURE_AFTER:
+            return not unknown
+        return not any(self._records - self._known.get(call, -_GIVEN_UP) < _GIVEN_UP for call in unknown)

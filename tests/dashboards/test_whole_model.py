@@ -46,6 +46,13 @@ def test_a_layer_that_is_never_known_is_not_waited_for() -> None:
     assert found == [None] * (SURE_AFTER - 1) + [3.0] * 3
 
 
+def test_a_layer_that_is_not_known_any_more_is_not_waited_for_for_ever() -> None:
+    model = WholeModel()
+    assert largest(model, 3.0, 9.0) == 9.0
+    found = [largest(model, 3.0, math.nan) for _ in range(3 * SURE_AFTER + 1)]
+    assert found == [None] * (3 * SURE_AFTER - 1) + [3.0] * 2
+
+
 @pytest.mark.parametrize("first", range(IN_FULL))
 def test_a_process_may_begin_between_the_records_in_full(first: int) -> None:
     model = WholeModel()
