@@ -29,8 +29,8 @@ class WholeModel:
     """What the records of one run have shown of its layers, and the metrics of the whole model.
 
     The largest σ_QK is given in records in which it is known of every layer's call that is there and for
-    which it has been known of late, and left out in others. Since a process may begin anywhere in a run, a layer
-    that has not been known yet is waited for in its first few records too.
+    which it has been known of late, and left out in others. Since a process may begin anywhere in a run, a
+    layer that has not been known yet is waited for in its first few records too.
     """
 
     def __init__(self) -> None:
