@@ -180,8 +180,7 @@ class Watcher:
         if forward.observer is not None and module not in self._leaves:
             self._guard.run(_READING, forward.observer.leave)
         if not forward.modules:
-            if isinstance(forward.observer, Observer):
-                self._followed.setdefault(module, Followed()).add(forward.observer.followed)
+            self._guard.run(_READING, self._remember, module, forward.observer)
             self._end()
 
     def _begin(self, module: nn.Module) -> None:
@@ -199,6 +198,14 @@ class Watcher:
             self._guard.run(_READING, forward.observer.enter, module)
         forward.mode = Interceptor(self._see, self._call_python)
         forward.mode.on()
+
+    def _remember(self, root: nn.Module, observer: Observer | Recall | None) -> None:
+        """Keep what a forward showed, or whether it was like those that were followed."""
+        if isinstance(observer, Observer):
+            self._followed.setdefault(root, Followed()).add(observer.followed)
+        elif observer is not None:
+            observer.end()
+            self._misses += observer.missed
 
     def _skips(self, gradients: bool, training: bool) -> bool:
         """Whether a forward is left out; noted if so."""
@@ -246,9 +253,6 @@ class Watcher:
         forward = self._forward
         if forward.mode is not None:
             forward.mode.off()
-        if isinstance(forward.observer, Recall):
-            forward.observer.end()
-            self._misses += forward.observer.missed
         forward.modules.clear()
         forward.islands.clear()
         forward.mode = forward.observer = None
