@@ -11,8 +11,6 @@ from torch import Tensor
 
 import entropy_monitor as em
 
-IN_FULL = 4  # in the long run, one measurement in so many
-
 
 class Ours(Plain):
     """`EntropyMonitor` in the training itself."""

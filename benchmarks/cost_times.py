@@ -11,9 +11,10 @@ from statistics import median
 import numpy as np
 import torch
 from cost_contenders import AGAIN, BASE
-from cost_ours import IN_FULL
 from cost_plain import Plain
 from models import Clock, timed
+
+from entropy_monitor.schedule import IN_FULL
 
 EVERY = 10  # of the default run: one measured step, the others between
 _RESAMPLED = 2000

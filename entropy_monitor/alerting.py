@@ -20,23 +20,22 @@ class Alerting:
         analyzer: finds the alerts.
         guard: keeps its faults, and those of `on_alert`, from the training.
         on_alert: called with each alert that opens or becomes more severe.
+
+    Attributes:
+        suspects: layers whose attention maps the next alerts may want, by the last record.
     """
 
     def __init__(self, analyzer: Analyzer, guard: Guard, on_alert: Callable[[Alert], object] | None) -> None:
         self._analyzer = analyzer
         self._guard = guard
         self._on_alert = on_alert
+        self.suspects: frozenset[str] = frozenset()
         self._told: dict[str, int] = {}  # the severity at which an open alert was last told
 
     @property
     def open_alerts(self) -> tuple[Alert, ...]:
         """The alerts that are open now."""
         return self._analyzer.open_alerts
-
-    @property
-    def suspects(self) -> frozenset[str]:
-        """Layers whose attention maps the next alerts may want."""
-        return self._guard.run("analysing", lambda: self._analyzer.suspects) or frozenset()
 
     def judge(self, record: Record, harvest: Harvest | None) -> list[AlertEvent]:
         """What a record changes.
@@ -46,6 +45,7 @@ class Alerting:
             harvest: what it was made from, for attention maps.
         """
         found = self._guard.run("analysing", self._analyzer.update, record) or []
+        self._suspect()
         events = []
         for event in found:
             if harvest is not None:
@@ -65,6 +65,10 @@ class Alerting:
         """Take over what `state_dict` gave; alerts that are open then are not told again."""
         self._analyzer.load_state_dict(state)
         self._told = {a.id: severity_rank(a.severity) for a in self.open_alerts}
+        self._suspect()
+
+    def _suspect(self) -> None:
+        self.suspects = self._guard.run("analysing", lambda: self._analyzer.suspects) or frozenset()
 
     def _with_map(self, event: AlertEvent, harvest: Harvest) -> AlertEvent:
         """The event with the pooled attention map of its worst head."""

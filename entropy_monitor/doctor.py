@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from entropy_monitor.capture import capture, check_values
 from entropy_monitor.describe import Description
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.options import check_attention, check_wrapper, versions
+from entropy_monitor.options import check_attention, check_wrapper
+from entropy_monitor.run_info import versions
 from entropy_monitor.undisturbed import unchanged
 
 _LIBRARIES = ("transformers", "accelerate", "lightning", "peft", "flash_attn", "xformers", "timm")

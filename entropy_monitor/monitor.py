@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from entropy_monitor import options as opt
+from entropy_monitor import processes, run_info
 from entropy_monitor.alerting import Alerting
 from entropy_monitor.analyzer import Analyzer, Thresholds
 from entropy_monitor.capture import check_model
@@ -131,15 +132,15 @@ class EntropyMonitor:
         opt.check_on_alert(on_alert)
         limits = opt.check_thresholds(thresholds)
         opt.check_attention(model, owners, example_inputs)
-        description = opt.describe_model(model)
+        description = run_info.describe_model(model)
         self.run_dir = opt.check_run_path(run_dir, model, description)
-        rank = opt.rank()
+        rank = processes.rank()
         if rank > 0:
             sinks, on_alert = (), None
 
         self._model = model
         self._guard = Guard()
-        self._plan = Plan(rows, every, budget, fixed=opt.is_distributed())
+        self._plan = Plan(rows, every, budget, fixed=processes.is_distributed())
         self._schedule = Schedule(self._plan.every, spread=self._plan.every_moves)
         self._recorder = Recorder(self._plan.rows, adapt_to_batch=self._plan.adapt_to_batch)
         self._watcher = Watcher(model, self._recorder, self._guard, owners=owners, training_only=True)
@@ -153,10 +154,10 @@ class EntropyMonitor:
 
         # What may fail comes last, and the store last of it: an error leaves no run behind.
         self._store = RunWriter(self.run_dir, rank=rank)
-        settings = opt.settings(every, rows, budget, owners, optimizers, limits)
-        launch = opt.launch(self.run_dir)
+        settings = run_info.settings(every, rows, budget, owners, optimizers, limits)
+        launch = processes.launch(self.run_dir)
         session = next_session(self.run_dir, description, rank, launch)
-        info = opt.run_info(description, settings, self.run_dir, session, rank, launch)
+        info = run_info.run_info(description, settings, self.run_dir, session, rank, launch)
         open_sinks(info, (*sinks, self._store))
         self._delivery = Delivery([(self._store, _STORE_CAPACITY), *((s, _SINK_CAPACITY) for s in sinks)])
         self._pipeline = Pipeline(
@@ -303,7 +304,7 @@ class EntropyMonitor:
         if self._recorder.is_empty:
             text = self._coverage.why_nothing()
             self.close()
-            if opt.is_distributed():  # other ranks may have some, and would wait for this one for ever
+            if processes.is_distributed():  # other ranks may have some, and would wait for this one for ever
                 logger.warning("entropy-monitor: this rank is not watched. %s", text)
                 return False
             raise AttentionNotFoundError(text)

@@ -5,22 +5,17 @@ from __future__ import annotations
 import math
 import operator
 import os
-import sys
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from entropy_monitor import processes
 from entropy_monitor.analyzer import Thresholds
 from entropy_monitor.capture import check_owners, check_rows, measure
 from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError, EntropyMonitorError
@@ -29,15 +24,12 @@ from entropy_monitor.hooks import (
     compiled_code_is_read,
     is_compiled,
     module_names,
-    parameter_shapes,
 )
-from entropy_monitor.records import RunInfo, Sink
+from entropy_monitor.records import Sink
 from entropy_monitor.store import check_run_dir
 
 if TYPE_CHECKING:
     from entropy_monitor.monitor import EntropyMonitor
-
-_starts: Counter[Path] = Counter()  # how many runs this process began in each directory
 
 
 def check_every(every: object) -> int | Literal["auto"]:
@@ -218,7 +210,7 @@ def check_attention(model: nn.Module, owners: Sequence[str], example_inputs: obj
     _check_compiled(model)
     if example_inputs is not None:
         _probe(model, owners, example_inputs)
-    elif not owners and not attention_candidates(model) and not is_distributed():
+    elif not owners and not attention_candidates(model) and not processes.is_distributed():
         # Of several processes one may hold a part of a model that has no attention.
         raise AttentionNotFoundError(
             f"{type(model).__name__} has no attention: looked for nn.MultiheadAttention, for modules whose "
@@ -266,7 +258,7 @@ def check_run_path(run_dir: object, model: nn.Module, description: Mapping[str, 
     """
     if run_dir is not None and not isinstance(run_dir, (str, os.PathLike)):
         raise ConfigurationError(f"run_dir must be a path, got {run_dir!r}")
-    if run_dir is None and is_distributed():
+    if run_dir is None and processes.is_distributed():
         raise ConfigurationError(
             "run_dir must be given in distributed training, the same for every rank: run_dir='runs/a'"
         )
@@ -282,94 +274,3 @@ def _fresh_path(model: nn.Module) -> Path:
         n += 1
         path = Path("runs") / f"{stem}-{n}"
     return path
-
-
-def is_distributed() -> bool:
-    """Whether this is one of several processes of a training."""
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def rank() -> int:
-    """Of this process, 0 where there is only one."""
-    return torch.distributed.get_rank() if is_distributed() else 0
-
-
-def launch(run_dir: Path) -> str:
-    """What tells this launch, and its nth run in this directory, from others; empty for one process.
-
-    Whichever rank comes first names the launch in the store that all ranks have met in: nobody is waited for.
-    """
-    if not is_distributed():
-        return ""
-    try:
-        store = torch.distributed.distributed_c10d._get_default_store()
-        name = store.compare_set("entropy_monitor/launch", "", uuid.uuid4().hex).decode()
-    except (RuntimeError, AttributeError):  # a store of another kind: what the environment says has to do
-        return ""
-    place = run_dir.resolve()
-    _starts[place] += 1
-    return f"{name}-{_starts[place]}"
-
-
-def describe_model(model: nn.Module) -> dict[str, Any]:
-    """What makes two runs runs of one model: parameter names and shapes.
-
-    Raises:
-        ConfigurationError: its first forward is still to make some of them.
-    """
-    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
-    if lazy:
-        raise ConfigurationError(
-            f"{', '.join(lazy[:5])} of {type(model).__name__} are made by its first forward (a lazy module): "
-            "run one before attaching the monitor, or give example_inputs"
-        )
-    return {"class": type(model).__qualname__, "parameters": parameter_shapes(model)}
-
-
-def settings(
-    every: int | str,
-    rows: int | str,
-    budget: float | None,
-    owners: Sequence[str],
-    optimizers: Sequence[Optimizer],
-    thresholds: Thresholds,
-) -> dict[str, Any]:
-    """A monitor's arguments as the run directory keeps them."""
-    return {
-        "every": every,
-        "rows": rows,
-        "budget": budget,
-        "owners": list(owners),
-        "optimizers": [type(o).__name__ for o in optimizers],
-        "thresholds": asdict(thresholds),
-    }
-
-
-def run_info(
-    description: Mapping[str, Any],
-    options: Mapping[str, Any],
-    run_dir: Path,
-    session: int,
-    rank: int,
-    launch: str,
-) -> RunInfo:
-    """What sinks are told of a run before its first record."""
-    return RunInfo(
-        model=description,
-        options=options,
-        versions=versions(),
-        run_dir=str(run_dir),
-        session=session,
-        rank=rank,
-        launch=launch,
-    )
-
-
-def versions() -> dict[str, str]:
-    """Of Python, torch and this package."""
-    try:
-        own = version("entropy-monitor")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        own = "unknown"
-    return {"python": sys.version.split()[0], "torch": torch.__version__, "entropy_monitor": own}

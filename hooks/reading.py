@@ -132,7 +132,7 @@ class _Strata:
 
     def add(self, entropy: Tensor, valid: Tensor, tokens: int) -> None:
         """Add what was read of one micro-batch, `[B, H, R]` of `tokens` rows."""
-        sums = measures.stratum_sums(entropy, valid * (tokens / entropy.shape[-1]))
+        sums = measures.stratum_sums(entropy, valid) * (tokens / entropy.shape[-1])
         self._sums = sums if self._sums is None else self._sums + sums
         batch, _, read = entropy.shape
         self._read += batch * read

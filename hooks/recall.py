@@ -166,21 +166,20 @@ class Recall:
             return
         known = self._followed.calls.get((path, self._places[path]))
         self._places[path] += 1
-        call = None if known is None else self._recognised(known, func, args, kwargs)
-        if known is None or call is None:
+        call = None if known is None else self._recognised(known, source, args, kwargs)
+        if call is None:
             self.missed = True
-            return
-        self._guard.run(f"reading {known.layer}", self._receiver.attention, call)
+        else:
+            self._guard.run(f"reading {call.layer}", self._receiver.attention, call)
 
     def end(self) -> None:
         """The forward ended."""
         self._followed.is_outdated |= self.missed or not self._places
 
     def _recognised(
-        self, known: Known, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, known: Known, source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AttentionCall | None:
         """A call that is what it was."""
-        source = source_of(func)
         if not tells_all(source, args, kwargs):
             return None
         with torch._C.DisableTorchFunction():

@@ -49,6 +49,7 @@ class Scripted:
         self.script = list(script)
         self.attached: list[tuple[str, Any]] = []
         self.open_alerts: tuple[Alert, ...] = ()
+        self.suspects: frozenset[str] = frozenset()
 
     def update(self, record: Record) -> list[AlertEvent]:
         return self.script.pop(0)

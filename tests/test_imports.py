@@ -47,6 +47,7 @@ RULES = {
     "run": {"store", "frames", "figures", "errors"},
     "frames": {"records", "errors"},
     "describe": set[str](),
+    "processes": set[str](),
 }
 # The monitor and what it is made of: given its sinks, it knows no dashboard and no figure.
 MONITOR = {
@@ -55,6 +56,8 @@ MONITOR = {
     "alerting",
     "transfer",
     "options",
+    "processes",
+    "run_info",
     "delivery",
     "scalars",
     "capture",

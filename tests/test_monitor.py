@@ -412,9 +412,9 @@ def test_more_rows_are_read_where_their_error_is_large(start: Start, monkeypatch
 
 
 def test_ranks_keep_to_what_all_of_them_know(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("entropy_monitor.options.is_distributed", lambda: True)
-    monkeypatch.setattr("entropy_monitor.options.rank", lambda: 0)
-    monkeypatch.setattr("entropy_monitor.options.launch", lambda run_dir: "")
+    monkeypatch.setattr("entropy_monitor.processes.is_distributed", lambda: True)
+    monkeypatch.setattr("entropy_monitor.processes.rank", lambda: 0)
+    monkeypatch.setattr("entropy_monitor.processes.launch", lambda run_dir: "")
     model, optimizer, monitor, sink = start(every="auto", rows="auto")
     train(model, optimizer, 150, slow_when_measured(monitor, 9.0))
     monitor.close()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from entropy_monitor import Thresholds
+from entropy_monitor import Thresholds, processes, run_info
 from entropy_monitor import options as opt
 from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError, RunDirectoryError
 from entropy_monitor.records import Sink
@@ -164,14 +164,14 @@ def test_run_dir_that_is_a_file(tmp_path: Path) -> None:
     file = tmp_path / "run"
     file.write_text("precious")
     with pytest.raises(RunDirectoryError, match=re.escape(str(file))):
-        opt.check_run_path(file, tiny(), opt.describe_model(tiny()))
+        opt.check_run_path(file, tiny(), run_info.describe_model(tiny()))
     assert file.read_text() == "precious"
 
 
 def test_fresh_run_dirs_differ_and_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
-    description = opt.describe_model(tiny())
+    description = run_info.describe_model(tiny())
     first = opt.check_run_path(None, tiny(), description)
     assert first == Path("runs/20260101-000000-Tiny")
     assert not first.exists()
@@ -180,19 +180,19 @@ def test_fresh_run_dirs_differ_and_are_not_made(tmp_path: Path, monkeypatch: pyt
 
 
 def test_ranks_must_be_told_their_run_dir(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opt, "is_distributed", lambda: True)
+    monkeypatch.setattr(processes, "is_distributed", lambda: True)
     with pytest.raises(ConfigurationError, match="run_dir must be given in distributed training"):
         opt.check_run_path(None, tiny(), {})
 
 
 def test_one_process_is_rank_0() -> None:
-    assert not opt.is_distributed()
-    assert opt.rank() == 0
+    assert not processes.is_distributed()
+    assert processes.rank() == 0
 
 
 def test_describe_model_and_versions() -> None:
-    described = opt.describe_model(tiny())
+    described = run_info.describe_model(tiny())
     assert described["class"] == "Tiny"
     assert described["parameters"]["blocks.0.q.weight"] == [WIDTH, WIDTH]
-    assert opt.versions()["torch"] == torch.__version__
-    assert set(opt.versions()) == {"python", "torch", "entropy_monitor"}
+    assert run_info.versions()["torch"] == torch.__version__
+    assert set(run_info.versions()) == {"python", "torch", "entropy_monitor"}

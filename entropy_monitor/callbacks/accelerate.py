@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from entropy_monitor import options as opt
+from entropy_monitor import processes
 from entropy_monitor.analyzer import Thresholds
 from entropy_monitor.callbacks.metrics import MetricFeed, MetricSink
 from entropy_monitor.callbacks.settings import Settings
@@ -82,7 +82,7 @@ class AcceleratedMonitor(EntropyMonitor):
         Raises:
             ConfigurationError: this is no state of a monitor, or one of another version.
         """
-        if opt.rank() > 0 and isinstance(state, Mapping) and "scalars" in state:
+        if processes.rank() > 0 and isinstance(state, Mapping) and "scalars" in state:
             state = {**state, "scalars": []}  # checkpoints hold the first rank's: they are its own
         super().load_state_dict(state)
 

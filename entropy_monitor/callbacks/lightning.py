@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from entropy_monitor import options as opt
+from entropy_monitor import processes
 from entropy_monitor.analyzer import Thresholds
 from entropy_monitor.callbacks.metrics import MetricFeed, MetricSink
 from entropy_monitor.callbacks.settings import Settings, fresh_dir
@@ -174,7 +174,7 @@ class EntropyMonitorCallback(Callback):
     def _resume(self, state: dict[str, Any]) -> None:
         if self.monitor is not None:
             # Checkpoints hold the first rank's state; scalars that wait in it are its own.
-            self.monitor.load_state_dict(state if opt.rank() == 0 else {**state, "scalars": []})
+            self.monitor.load_state_dict(state if processes.rank() == 0 else {**state, "scalars": []})
 
     def _finish(self, trainer: Any) -> None:
         if self.monitor is None or self._feed is None:

@@ -7,7 +7,7 @@ import time
 
 from torch import nn
 
-from entropy_monitor import options as opt
+from entropy_monitor import processes
 from entropy_monitor.dashboards.aggregates import PREFIX, aggregate_layers
 from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.monitor import EntropyMonitor, StepReport
@@ -66,7 +66,7 @@ class MetricFeed:
 
     def __init__(self, model: nn.Module, sink: MetricSink) -> None:
         self._sink = sink
-        self._first = opt.rank() == 0  # the others' sinks get nothing
+        self._first = processes.rank() == 0  # the others' sinks get nothing
         # Elsewhere a record may still be on its way from the device, and is not waited for.
         self._at_once = all(p.device.type == "cpu" for p in model.parameters())
         self._measured: int | None = None

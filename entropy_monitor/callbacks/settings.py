@@ -17,6 +17,7 @@ from entropy_monitor.analyzer import Thresholds
 from entropy_monitor.errors import ConfigurationError, RunDirectoryError
 from entropy_monitor.plan import BUDGET
 from entropy_monitor.records import Alert, Sink
+from entropy_monitor.run_info import describe_model
 from entropy_monitor.store import check_run_dir
 
 logger = logging.getLogger("entropy_monitor")
@@ -99,7 +100,7 @@ def readable(optimizers: Sequence[object], model: nn.Module) -> list[Optimizer]:
 
 def free_dir(path: Path, model: nn.Module) -> Path:
     """The first of `path`, `path-2`, … that can take a run of this model: for every rank the same one."""
-    description = opt.describe_model(model)
+    description = describe_model(model)
     for n in range(1, _MOST_PLACES):
         place = path if n == 1 else path.with_name(f"{path.name}-{n}")
         try:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from entropy_monitor import options as opt
+from entropy_monitor import processes
 
 
 def state_path(folder: Path) -> Path:
     """Where this rank's state lies in a checkpoint."""
-    return folder / f"entropy_monitor-{opt.rank()}.json"
+    return folder / f"entropy_monitor-{processes.rank()}.json"
 
 
 def write_state(folder: Path, state: Callable[[], Mapping[str, Any]]) -> None:

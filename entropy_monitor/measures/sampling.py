@@ -129,7 +129,7 @@ def stratum_sums(values: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         values: `[B, H, R]`, as `stratified_standard_error` takes them.
-        weights: likewise; or, where batches differ in length, how many rows each row stands for.
+        weights: likewise.
 
     Returns:
         `[2, H, R]`: of each position the sums over the batch of weights, and of values by weight.
