@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-all docs lint types wheel check clean
+.PHONY: demo test test-all docs site lint types wheel check clean
 
 demo: $(READY)
 	$(BIN)/entropy-monitor demo
@@ -19,6 +19,10 @@ test-all: $(READY)
 # Run the matrix and write docs/compatibility.md from its outcomes.
 docs: $(READY)
 	$(BIN)/python -m tests.matrix
+
+# Make docs/_build/index.html of the pages in docs/; a warning is an error.
+site: $(READY)
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs docs/_build
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -42,4 +46,4 @@ $(READY): constraints.txt setup.cfg pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
