@@ -16,10 +16,15 @@ line or document it is in.
 from entropy_monitor.store.dataframes import alerts_frame, table_frame
 from entropy_monitor.store.directory import check_run_dir, next_session
 from entropy_monitor.store.exporting import export
+from entropy_monitor.store.followed_run import Cubes, FollowedRun, Place
+from entropy_monitor.store.merge import latest_alerts
 from entropy_monitor.store.reader import RunData, RunReader, Session, read_run
 from entropy_monitor.store.writer import RunWriter
 
 __all__ = [
+    "Cubes",
+    "FollowedRun",
+    "Place",
     "RunData",
     "RunReader",
     "RunWriter",
@@ -27,6 +32,7 @@ __all__ = [
     "alerts_frame",
     "check_run_dir",
     "export",
+    "latest_alerts",
     "next_session",
     "read_run",
     "table_frame",
