@@ -18,8 +18,8 @@ from entropy_monitor.dashboards.facts import fact_rows, plan_rows
 from entropy_monitor.dashboards.shown_columns import HEAD_COLUMNS, LAYER_COLUMNS, ShownColumn
 from entropy_monitor.dashboards.verdict import Digest, advice, digest
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.frames import MOST_LAYERS, SHARE, listed
-from entropy_monitor.records import HEADS, Alert
+from entropy_monitor.frames import MOST_LAYERS, listed
+from entropy_monitor.records import HEADS, SHARE, Alert
 from entropy_monitor.store import Cubes, FollowedRun, latest_alerts
 
 MOST_POSITIONS = 400
@@ -30,7 +30,7 @@ _LIVE_SECONDS = 300.0
 
 _MOST_BROKEN = 100
 _LOOK_BACK = 64
-"""Measured steps over which a figure that is read now and then is carried on: weights are read in one of four."""
+"""Measured steps over which a figure that is not read in all of them is carried on."""
 
 _HEAD = {column.name: column for column in HEAD_COLUMNS}
 _LAYER = {column.name: column for column in LAYER_COLUMNS}
@@ -108,6 +108,7 @@ class RunView:
     def overview(self) -> Answer:
         """Everything about the run that is small: layers, heads, alerts, what can be shown of it."""
         heads, places = self._run.heads, self._run.heads.places
+        of_heads, of_layers = heads.known(list(_HEAD)), self._run.layers.known(list(_LAYER))
         ranks = {name: i for i, name in enumerate(self._layers)}
         return {
             **self.card(),
@@ -118,8 +119,8 @@ class RunView:
                 "head": np.array([p.head for p in places], dtype=np.int32),
             },
             "positions": heads.steps[self._positions()].astype(np.float64),
-            "columns": [asdict(c) for c in HEAD_COLUMNS if heads.is_known(c.name)],
-            "layer_columns": [asdict(c) for c in LAYER_COLUMNS if self._run.layers.is_known(c.name)],
+            "columns": [asdict(c) for c in HEAD_COLUMNS if c.name in of_heads],
+            "layer_columns": [asdict(c) for c in LAYER_COLUMNS if c.name in of_layers],
             "scalars": list(self._run.scalars),
             "alerts": [row.to_dict() for row in alert_rows(self.alerts, places, ranks)],
             "advice": [asdict(piece) for piece in advice([(self.name, self.alerts)])],
@@ -206,10 +207,9 @@ class RunView:
         heads, layers = self._run.heads, self._run.layers
         if not 0 <= row < len(heads.places):
             raise ConfigurationError(f"row is {row}; this run has {len(heads.places)}")
+        heads.columns(list(_HEAD))  # at once is quicker
         place = heads.places[row]
         of_layer = [i for i, p in enumerate(layers.places) if p.layer == place.layer]
-        read = heads.present()[:, row]
-        broken = heads.steps[read & ~np.isfinite(heads.column("entropy")[:, row])]
         return {
             "row": row,
             "layer": place.layer,
@@ -219,7 +219,7 @@ class RunView:
             "layer_series": _series(layers, [c.name for c in LAYER_COLUMNS], of_layer[0], points)
             if of_layer
             else {},
-            "broken": broken[:_MOST_BROKEN].astype(np.float64),
+            "broken": heads.broken_steps(row)[:_MOST_BROKEN].astype(np.float64),
         }
 
     def scalar(self, name: str = "loss", points: int = 1000) -> Answer:
@@ -248,8 +248,7 @@ class RunView:
         return list(dict.fromkeys(place.layer for place in places))
 
     def _is_live(self) -> bool:
-        sessions = self._run.sessions
-        return bool(sessions) and not sessions[-1].closed and time.time() - self._run.written < _LIVE_SECONDS
+        return not self._run.has_ended and time.time() - self._run.written < _LIVE_SECONDS
 
     def _positions(self) -> npt.NDArray[np.intp]:
         return bucket_starts(len(self._run.heads.steps), MOST_POSITIONS)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from entropy_monitor.frames import SHARE
-
-ABOVE_FLOOR = "above_floor"
-"""Name of the derived column entropy - floor_row, nats: how much room is left above what logits allow."""
+from entropy_monitor.records import ABOVE_FLOOR, SHARE
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.records import HEADS, LAYERS
-
-SHARE = "entropy_share"
-"""Name of the derived column entropy / max_entropy: 1 is uniform attention, 0 a single key."""
+from entropy_monitor.records import SHARE as SHARE  # beside what is made of it
 
 MOST_LAYERS = 8
 """How many layers a figure shows unless it is told which: more lines cannot be told apart."""
+
+MOST_POINTS = 1200
+"""How many points of a line are drawn: more than a page has dots for."""
 
 _SMOOTHED_FROM = 100
 """Values from which a loss is drawn with its running mean; fewer are readable as they are."""
@@ -117,13 +119,21 @@ def _valued(table: pd.DataFrame, column: str, *, nullable: bool) -> pd.DataFrame
     return table[kept].assign(value=finite(table[column]), known=known)
 
 
-def choose_layers(table: pd.DataFrame, layers: Iterable[str] | None) -> tuple[list[str], str]:
+def choose_layers(
+    table: pd.DataFrame,
+    layers: Iterable[str] | None,
+    *,
+    most: int = MOST_LAYERS,
+    low_is_bad: bool = True,
+) -> tuple[list[str], str]:
     """Which layers to draw, and a note for the reader where that is not all of them.
 
     Args:
         table: a table with `step`, `layer`, `layer_index` and `value`.
-        layers: names, or None for all; of more than `MOST_LAYERS`, evenly spaced ones and the layer
-            with the lowest value, so that what went wrong is in the picture.
+        layers: names, or None for all; of more than `most`, evenly spaced ones, and of more than
+            `MOST_LAYERS` the layer with the worst value too, so that what went wrong is in the picture.
+        most: how many to choose.
+        low_is_bad: whether the worst value is the lowest or the highest.
 
     Raises:
         ConfigurationError: a name is not a layer of the table.
@@ -135,17 +145,18 @@ def choose_layers(table: pd.DataFrame, layers: Iterable[str] | None) -> tuple[li
             if known and name not in known:
                 raise ConfigurationError(f"layer is {name!r}; this run has {listed(known)}")
         return [name for name in wanted if name in known], ""
-    if len(known) <= MOST_LAYERS:
+    if len(known) <= most:
         return known, ""
-    places = np.linspace(0, len(known) - 1, MOST_LAYERS).round().astype(int).tolist()
-    note = f"{MOST_LAYERS} of {len(known)} layers, evenly spaced"
-    values = table["value"]
-    if values.notna().any():
-        lowest = known.index(str(table["layer"].iloc[int(np.nanargmin(values.to_numpy()))]))
-        if lowest not in places:
-            nearest = min(range(len(places)), key=lambda i: abs(places[i] - lowest))
-            places[nearest] = lowest
-            note += ", and the one with the lowest value"
+    places = np.linspace(0, len(known) - 1, most).round().astype(int).tolist()
+    note = f"{most} of {len(known)} layers, evenly spaced"
+    values = table["value"].to_numpy(dtype="float64")
+    if most >= MOST_LAYERS and np.isfinite(values).any():
+        at = int(np.nanargmin(values) if low_is_bad else np.nanargmax(values))
+        worst = known.index(str(table["layer"].iloc[at]))
+        if worst not in places:
+            nearest = min(range(len(places)), key=lambda i: abs(places[i] - worst))
+            places[nearest] = worst
+            note += f", and the one with the {'lowest' if low_is_bad else 'highest'} value"
     return [known[i] for i in sorted(places)], note
 
 
@@ -163,6 +174,42 @@ def curves(table: pd.DataFrame, layers: Sequence[str]) -> dict[str, pd.DataFrame
     return {name: parts[name].droplevel("layer") for name in layers if name in parts}
 
 
+def growth(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of `column_of` with each `value` over the first of its own head that is known and positive."""
+    heads = [c for c in ("layer", "call", "head") if c in table.columns]
+    positive = table["value"].where(table["known"] & (table["value"] > 0))
+    ordered = table.assign(positive=positive).sort_values("step", kind="stable")
+    start = ordered.groupby(heads, observed=True)["positive"].transform("first").reindex(table.index)
+    return table.assign(value=positive / start)
+
+
+def thinned(*values: pd.Series, most: int = MOST_POINTS) -> npt.NDArray[np.int64]:
+    """Places of the points that show lines over the same steps as all their points would.
+
+    Of each stretch the lowest and the highest value of every line are kept, and where it breaks off.
+
+    Args:
+        *values: the lines, NaN where they are broken.
+        most: about how many places to keep; shorter lines keep all.
+    """
+    length = len(values[0])
+    if length <= most:
+        return np.arange(length)
+    stretches = max(1, most // (2 * len(values)))
+    of = np.arange(length) * stretches // length
+    kept = [np.array([0, length - 1])]
+    for line in values:
+        array = line.to_numpy(dtype="float64")
+        there = np.isfinite(array)
+        ordered = np.lexsort((array, of))
+        ordered = ordered[there[ordered]]
+        first = np.flatnonzero(np.diff(of[ordered], prepend=-1))
+        kept += [ordered[first], ordered[np.append(first[1:], len(ordered)) - 1] if len(first) else first]
+        gaps = np.flatnonzero(~there)
+        kept.append(gaps[np.unique(of[gaps], return_index=True)[1]])
+    return np.unique(np.concatenate(kept))
+
+
 def largest_known(table: pd.DataFrame) -> pd.Series:
     """The largest `value` of all heads by step, of the steps at which all of them are known.
 
@@ -176,6 +223,15 @@ def largest_known(table: pd.DataFrame) -> pd.Series:
     lacking = table.loc[~table["known"] & (table["step"] > since), "step"]
     whole = table[table["known"] & ~table["step"].isin(lacking)]
     return whole.groupby("step")["value"].max()
+
+
+def lowest_head(heads: pd.DataFrame) -> tuple[str, int, int] | None:
+    """Layer, head and call of the lowest `entropy_share` ever read; None where there is none."""
+    share = with_share(heads)[SHARE].to_numpy(dtype="float64")
+    if not np.isfinite(share).any():
+        return None
+    row = heads.iloc[int(np.nanargmin(share))]
+    return str(row["layer"]), int(row["head"]), int(row["call"])
 
 
 def head_series(heads: pd.DataFrame, layer: str, head: int, call: int) -> pd.DataFrame:

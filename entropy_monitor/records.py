@@ -129,6 +129,44 @@ SCALARS = Table(
 
 TABLES = (HEADS, LAYERS, SCALARS)
 
+SHARE = "entropy_share"
+"""Name of the derived figure entropy / max_entropy: 1 is uniform attention, 0 a single key."""
+
+ABOVE_FLOOR = "above_floor"
+"""Name of the derived figure entropy - floor_row, nats: how much sharper the head's logits let it be."""
+
+LEVELLED: tuple[str, ...] = (
+    *(column.name for column in HEADS.columns if column.dtype == "float32"),
+    SHARE,
+    ABOVE_FLOOR,
+)
+"""The figures of heads that `LEVELS` sums up."""
+
+
+def _level(name: str) -> tuple[Column, ...]:
+    merge: Merge = next((c.merge or "mean" for c in HEADS.columns if c.name == name), "mean")
+    ends = (("", "mean"), ("_low", "least"), ("_high", "largest"))
+    return tuple(_figure(name + end, merge, f"{what} {name} of the block") for end, what in ends)
+
+
+LEVELS = Table(
+    "levels",
+    key=("step", "layer", "call", "head"),
+    columns=(
+        Column("step", "int64", "first step of a block of measured steps"),
+        Column("until", "int64", "its last step"),
+        Column("layer", "str", "qualified name of the module that owns the attention"),
+        Column("layer_index", "int64", "place of the layer in order of execution, from 0"),
+        Column("call", "int64", "nth attention call of this layer within one forward, from 0"),
+        Column("head", "int64", "query head, from 0"),
+        Column("measured", "int64", "measured steps in the block", merge="max"),
+        Column("rows_read", "int64", "query rows read in all of them", merge="sum"),
+        Column("broken", "int64", "readings of the entropy that were not finite", merge="sum"),
+        *(column for name in LEVELLED for column in _level(name)),
+    ),
+)
+"""Long runs made short enough to look at: each figure's mean, least and largest value over a block."""
+
 
 @dataclass(frozen=True)
 class Record:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from entropy_monitor.records import (
     HEADS,
     LAYERS,
+    LEVELS,
     SCALARS,
     TABLES,
     AlertEvent,
@@ -20,9 +21,14 @@ from entropy_monitor.records import (
     Table,
 )
 from entropy_monitor.store.codec import Texts, batch_message, schema_message, to_batch
+from entropy_monitor.store.contents import note_of
 from entropy_monitor.store.events import encode_event
 from entropy_monitor.store.framing import END
 from entropy_monitor.store.layout import file_path
+from entropy_monitor.store.levels import Levels
+
+_BLOCKS_AT_ONCE = 16
+"""Blocks in a message: one by one they are slow to read."""
 
 
 class AppendFile:
@@ -83,6 +89,11 @@ class TableStream:
             self._file.close()
             raise
 
+    @property
+    def held(self) -> int:
+        """How many batches are held."""
+        return len(self._held)
+
     def encode(self, columns: Columns) -> pa.RecordBatch:
         """A copy of some rows. Raises as `codec.to_batch` does."""
         return to_batch(self._table, columns, self._texts)
@@ -95,7 +106,7 @@ class TableStream:
     def flush(self) -> None:
         """Write what is held. After an OSError it is still held."""
         if self._held:
-            self._file.write(batch_message(self._held, self._number + 1))
+            self._file.write(batch_message(self._held, self._number + 1, note_of(self._table, self._held)))
             self._number += 1
             self._held.clear()
 
@@ -122,9 +133,10 @@ class SessionFiles:
     def __init__(self, run_dir: Path, session: int, rank: int, metadata: Mapping[str, str]) -> None:
         self.plan_path = file_path(run_dir, "plan", session, rank)
         self._streams: dict[str, TableStream] = {}
+        self._levels = Levels()
         self._alerts = AppendFile(file_path(run_dir, "alerts", session, rank))
         try:
-            for table in TABLES:
+            for table in (*TABLES, LEVELS):
                 path = file_path(run_dir, table.name, session, rank)
                 self._streams[table.name] = TableStream(path, table, metadata)
         except OSError:
@@ -138,6 +150,10 @@ class SessionFiles:
         batches = [(stream, stream.encode(columns)) for stream, columns in streams]
         for stream, batch in batches:
             stream.append(batch)
+        block = self._levels.add(record.heads)
+        if block is not None:
+            levels = self._streams[LEVELS.name]
+            levels.append(levels.encode(block))
 
     def append_event(self, event: AlertEvent) -> None:
         """Write what is held, then a change of an alert."""
@@ -145,9 +161,10 @@ class SessionFiles:
         self._alerts.write(encode_event(event))
 
     def flush(self) -> None:
-        """Write what is held."""
-        for stream in self._streams.values():
-            stream.flush()
+        """Write what is held; blocks, which their records make up for until then, only once there are some."""
+        for name, stream in self._streams.items():
+            if name != LEVELS.name or stream.held >= _BLOCKS_AT_ONCE:
+                stream.flush()
 
     def close(self) -> None:
         """Write what is held and end every file, also when one of them raises."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from entropy_monitor.records import Array, Column, Columns, Table
+from entropy_monitor.store.contents import NOTE_KEY
 from entropy_monitor.store.framing import SEAL_KEY, blank_seal, seal
 
 _TYPES = {
@@ -73,8 +74,14 @@ def schema_message(table: Table, metadata: Mapping[str, str]) -> bytes:
     return seal(schema.with_metadata(sealed).serialize().to_pybytes())
 
 
-def batch_message(batches: Sequence[pa.RecordBatch], number: int) -> bytes:
-    """Batches of one schema as one message, sealed, and compressed with zstd where that is worth it."""
+def batch_message(batches: Sequence[pa.RecordBatch], number: int, note: str = "") -> bytes:
+    """Batches of one schema as one message, sealed, and compressed with zstd where that is worth it.
+
+    Args:
+        batches: of the message's rows.
+        number: of the message, from 1.
+        note: kept in its metadata (see `contents`).
+    """
     table = pa.Table.from_batches(batches).combine_chunks()
     (batch,) = table.to_batches()
     sink = io.BytesIO()
@@ -82,7 +89,8 @@ def batch_message(batches: Sequence[pa.RecordBatch], number: int) -> bytes:
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
         label = blank_seal(number, fingerprint(batch.schema))
-        writer.write_batch(batch, custom_metadata={SEAL_KEY: label})
+        metadata = {SEAL_KEY: label, NOTE_KEY: note} if note else {SEAL_KEY: label}
+        writer.write_batch(batch, custom_metadata=metadata)
         # Read before the stream is closed, which would append its end mark.
         stream = sink.getvalue()
     schema_length = _PREFIX + int.from_bytes(stream[4:_PREFIX], "little")

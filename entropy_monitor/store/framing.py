@@ -89,6 +89,34 @@ def scan(data: bytes) -> Scan:
     return Scan(tuple(parts), stop, _tail(data, stop))
 
 
+PREFIX = 8
+"""Bytes before a message's metadata: a mark, and the metadata's length."""
+
+
+def metadata_length(prefix: bytes) -> int | None:
+    """How long a message's metadata is, from its first `PREFIX` bytes; None if it begins otherwise."""
+    if len(prefix) < PREFIX or not prefix.startswith(END[:4]) or prefix[:PREFIX] == END:
+        return None
+    return int.from_bytes(prefix[4:PREFIX], "little")
+
+
+def peek(head: bytes) -> Message | None:
+    """The message whose prefix and metadata are `head`, by its seal alone: ask `is_sound` too."""
+    match = _SEAL.search(head)
+    if match is None:
+        return None
+    number, offset, length, schema, _ = (int(group, 16) for group in match.groups())
+    if offset != match.start() or length < len(head):
+        return None
+    return Message(number, schema, 0, length)
+
+
+def is_sound(message: bytes) -> bool:
+    """Whether these bytes, from a message's first to its last, are what was written."""
+    match = _SEAL.search(message)
+    return match is not None and _crc(message, 0, len(message), match.start(5)) == int(match[5], 16)
+
+
 def _sound_messages(data: bytes) -> Iterator[Message]:
     position = 0
     lower = 0

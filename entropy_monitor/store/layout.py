@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from entropy_monitor.records import TABLES
+from entropy_monitor.records import LEVELS, TABLES
 
 FORMAT = 1
 """Version of the run directory's format. A reader refuses what is newer than it knows."""
@@ -14,7 +14,7 @@ FORMAT = 1
 RUN_FILE = "run.json"
 
 _SUFFIXES: dict[str, str] = {
-    **{table.name: "arrows" for table in TABLES},
+    **{table.name: "arrows" for table in (*TABLES, LEVELS)},
     "alerts": "jsonl",
     "session": "json",
     "plan": "json",
@@ -35,7 +35,7 @@ class RunFile:
 def file_path(run_dir: Path, kind: str, session: int, rank: int) -> Path:
     """Where one rank of one session keeps a kind of file, such as `heads-000-000.arrows`.
 
-    Kinds: the names of the tables, `alerts`, `session` (the claim: who started it, when, how) and
+    Kinds: the names of the tables, `levels`, `alerts`, `session` (the claim: who started it, when, how) and
     `plan`.
     """
     return run_dir / f"{kind}-{session:03d}-{rank:03d}.{_SUFFIXES[kind]}"

@@ -39,19 +39,27 @@ class Part:
 
 
 def cutoffs(parts: Sequence[Part]) -> dict[int, int]:
-    """For each session that a later one overtook, the first step that is not its own any more.
-
-    A process that starts again goes back to its checkpoint: what the earlier one measured at or
-    after the first step of the later one belongs to a timeline that was left.
-    """
+    """For each session that a later one overtook, the first step that is not its own any more."""
     first: dict[int, int] = {}
     for part in parts:
         if part.rows.num_rows:
             step = int(part.rows["step"].to_numpy().min())
             first[part.session] = min(step, first.get(part.session, step))
+    return ends_of(first)
+
+
+def ends_of(first: Mapping[int, int]) -> dict[int, int]:
+    """For each session that a later one overtook, the first step that is not its own any more.
+
+    A process that starts again goes back to its checkpoint: what the earlier one measured at or
+    after the first step of the later one belongs to a timeline that was left.
+
+    Args:
+        first: the first step of each session that has any.
+    """
     ends: dict[int, int] = {}
     earliest: int | None = None
-    for session in range(max((part.session for part in parts), default=-1), -1, -1):
+    for session in range(max(first, default=-1), -1, -1):
         if earliest is not None:
             ends[session] = earliest
         if session in first:

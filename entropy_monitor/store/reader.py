@@ -10,11 +10,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from entropy_monitor.errors import RunDirectoryError
 from entropy_monitor.records import TABLES, AlertEvent
-from entropy_monitor.store import copies, documents
-from entropy_monitor.store.events import decode_events
-from entropy_monitor.store.layout import FORMAT, RUN_FILE, RunFile, run_files
+from entropy_monitor.store import copies
+from entropy_monitor.store.directory_reading import (
+    groups_of,
+    latest_plan,
+    read_document,
+    read_event_logs,
+    read_info,
+    read_plans,
+    run_files_of,
+)
+from entropy_monitor.store.layout import RunFile
 from entropy_monitor.store.merge import Part, cutoffs, merge_events, merge_table
 from entropy_monitor.store.tables import StreamReader
 
@@ -97,7 +104,7 @@ class RunReader:
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self.path = Path(run_dir)
         self._streams: dict[Path, StreamReader] = {}
-        self._files()
+        run_files_of(self.path)
 
     def read(self) -> RunData:
         """The run as it is now.
@@ -105,45 +112,26 @@ class RunReader:
         Raises:
             RunDirectoryError: it is there no more, or has a newer format.
         """
-        files = self._files()
+        files = run_files_of(self.path)
         problems: list[str] = []
-        info = self._info(problems)
-        plans = _plans(files, problems)
-        groups = {key: _group(key[1], plan) for key, plan in plans.items()}
+        info = read_info(self.path, problems)
+        plans = read_plans(files, problems)
+        groups = groups_of(plans)
         parts = {table.name: self._parts(table.name, files, groups, problems) for table in TABLES}
         ends = cutoffs([part for found in parts.values() for part in found])
         others = copies.strangers(parts)
         problems += copies.in_words(others)
         merged = {t.name: merge_table(t, copies.without(parts[t.name], others), ends) for t in TABLES}
-        logs = copies.events_without(_event_logs(files, problems), others)
+        logs = copies.events_without(read_event_logs(files, problems), others)
         return RunData(
             path=self.path,
             info=info,
-            plan=_latest(plans),
+            plan=latest_plan(plans),
             alerts=merge_events(logs, ends),
             sessions=self._sessions(files, parts, ends, problems),
             problems=problems,
             **merged,
         )
-
-    def _files(self) -> list[RunFile]:
-        expected = f"a directory with a {RUN_FILE}, as RunWriter or EntropyMonitor(run_dir=...) makes it"
-        if not self.path.is_dir():
-            what = "is a file" if self.path.exists() else "does not exist"
-            raise RunDirectoryError(f"{self.path} {what}; expected {expected}.")
-        files = run_files(self.path)
-        if not files and not (self.path / RUN_FILE).exists():
-            raise RunDirectoryError(f"{self.path} holds no run; expected {expected}.")
-        return files
-
-    def _info(self, problems: list[str]) -> dict[str, Any]:
-        info = _document(self.path / RUN_FILE, problems)
-        if info.get("format", FORMAT) > FORMAT:
-            raise RunDirectoryError(
-                f"the run in {self.path} has format {info['format']}; this version of entropy-monitor knows "
-                f"formats up to {FORMAT}. Upgrade entropy-monitor."
-            )
-        return info
 
     def _parts(
         self,
@@ -180,7 +168,7 @@ class RunReader:
             if file.path in self._streams:
                 seen.ended.append(self._streams[file.path].closed)
             if file.kind == "session":
-                claim = _document(file.path, problems)
+                claim = read_document(file.path, problems)
                 seen.claim = seen.claim or claim
         for part in (part for of_table in parts.values() for part in of_table):
             if part.rows.num_rows:
@@ -210,53 +198,3 @@ class _Found:
 
 def _superseded(steps: Sequence[int], end: int | None) -> int | None:
     return end if end is not None and steps and max(steps) >= end else None
-
-
-def _event_logs(
-    files: Sequence[RunFile], problems: list[str]
-) -> dict[tuple[int, int], tuple[AlertEvent, ...]]:
-    logs = {}
-    for file in files:
-        if file.kind != "alerts":
-            continue
-        try:
-            log = decode_events(file.path.read_bytes())
-        except OSError as error:
-            problems.append(f"{file.path.name} cannot be read: {error}")
-            continue
-        logs[file.session, file.rank] = log.events
-        problems += [f"{file.path.name}: line {n} is damaged: not read" for n in log.damaged]
-        if log.torn:
-            problems.append(f"{file.path.name}: its last line has no end: still being written, or cut short")
-    return logs
-
-
-def _plans(files: Sequence[RunFile], problems: list[str]) -> dict[tuple[int, int], dict[str, Any]]:
-    """What each rank of each session says that it measured; what is damaged or empty is left out."""
-    plans = {
-        (file.session, file.rank): _document(file.path, problems).get("plan", {})
-        for file in files
-        if file.kind == "plan"
-    }
-    return {key: plan for key, plan in plans.items() if plan}
-
-
-def _latest(plans: Mapping[tuple[int, int], dict[str, Any]]) -> dict[str, Any]:
-    """That of the lowest rank of the latest session."""
-    return plans[min(plans, key=lambda key: (-key[0], key[1]))] if plans else {}
-
-
-def _group(rank: int, plan: Mapping[str, Any]) -> int:
-    """The lowest of the ranks that worked on the same sequences as this one."""
-    layers = (layer for layer in plan.values() if isinstance(layer, Mapping))
-    return min((int(other) for layer in layers for other in layer.get("ranks", ())), default=rank)
-
-
-def _document(path: Path, problems: list[str]) -> dict[str, Any]:
-    try:
-        return documents.read(path)
-    except FileNotFoundError:
-        problems.append(f"{path.name} is missing")
-    except (documents.DamagedDocumentError, OSError) as error:
-        problems.append(str(error))
-    return {}

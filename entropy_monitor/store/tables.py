@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from entropy_monitor.records import Table
 from entropy_monitor.store.codec import arrow_schema, fingerprint, read_batches, schema_message
-from entropy_monitor.store.framing import Gap, Message, Scan, scan
+from entropy_monitor.store.framing import Gap, Message, scan
+from entropy_monitor.store.losses import Losses
 
 
 class StreamReader:
@@ -31,7 +32,7 @@ class StreamReader:
     @property
     def problems(self) -> list[str]:
         """What could not be read, each with the file, the batches (from 1) and the bytes concerned."""
-        return [*self._damage, *([self._tail] if self._tail else [])]
+        return self._losses.in_words
 
     def poll(self) -> pa.Table:
         """All rows that are there now, in the order of writing.
@@ -48,93 +49,61 @@ class StreamReader:
         batches = []
         for part in found.parts:
             if isinstance(part, Gap):
-                self._gap = part.stop - part.start
+                self._losses.gap(part.stop - part.start)
                 continue
-            self._note_lost(part.number)
-            self._number = part.number
+            self._losses.message(part.number)
             if part.number == 0:
                 self._schema = data[part.start : part.stop]
             else:
                 batches.append(part)
         self._decode(batches, data)
-        self._note_tail(found, len(data))
+        self.closed = found.tail == "closed"
+        self._losses.tail(found.tail, len(data) - found.stop)
         self._offset += found.stop
         return pa.Table.from_batches(self._batches, schema=self._target)
 
     def _forget(self) -> None:
         self._offset = 0
-        self._number = -1
-        self._gap = 0
+        self._losses = Losses(self.path.name)
         self._schema = b""
         self._batches: list[pa.RecordBatch] = []
-        self._damage: list[str] = []
-        self._tail = ""
 
     def _decode(self, messages: Sequence[Message], data: bytes) -> None:
         if not messages:
             return
         try:
-            schema = self._schema or self._lost_schema(messages)
+            schema = self._schema or schema_of_this_version(self._table, messages)
             batches = read_batches(schema, [data[m.start : m.stop] for m in messages])
-            self._batches += [self._conform(batch) for batch in batches]
+            self._batches += [conform(batch, self._target) for batch in batches]
         except (pa.ArrowException, ValueError, OSError) as error:
-            which = _named(messages[0].number, messages[-1].number)
-            self._damage.append(f"{self.path.name}: {which} cannot be decoded: {error}")
+            self._losses.undecodable(messages[0].number, messages[-1].number, error)
 
-    def _lost_schema(self, messages: Sequence[Message]) -> bytes:
-        """This version's schema, in the place of a damaged one, if the batches say that it was theirs."""
-        if any(message.schema != fingerprint(self._target) for message in messages):
-            raise ValueError("the schema is damaged, and it is not the one of this version")
-        return schema_message(self._table, {})
 
-    def _conform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch with this version's columns: what another version did not know is null."""
-        if batch.schema.equals(self._target):
-            return batch
-        columns = []
-        for field in self._target:
-            if field.name in batch.schema.names:
-                columns.append(batch.column(field.name).cast(field.type))
-            elif field.nullable:
-                columns.append(pa.nulls(batch.num_rows, field.type))
-            else:
-                raise ValueError(f"it has no column {field.name!r}, written by another version")
-        return pa.record_batch(columns, schema=self._target)
+def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch of any version with the columns of `schema`: what that version did not know is null.
 
-    def _note_lost(self, number: int) -> None:
-        lost = _named(self._number + 1, number - 1) if number > self._number + 1 else ""
-        if lost:
-            size = f" ({self._gap} bytes)" if self._gap else ""
-            self._damage.append(f"{self.path.name}: {lost} damaged{size}: not read")
-        elif self._gap:
-            self._damage.append(
-                f"{self.path.name}: {self._gap} damaged bytes before "
-                f"{_named(number, number)}: no batch is missing"
-            )
-        self._gap = 0
-
-    def _note_tail(self, found: Scan, size: int) -> None:
-        self.closed = found.tail == "closed"
-        after = (
-            f"after {_named(self._number, self._number)}"
-            if found.parts or self._number >= 0
-            else "from the start"
-        )
-        rest = size - found.stop
-        if found.tail == "damaged":
-            self._tail = f"{self.path.name}: {rest} damaged bytes {after}: not read"
-        elif found.tail == "torn":
-            self._tail = (
-                f"{self.path.name}: {rest} bytes {after} are no whole batch: "
-                "still being written, or cut short"
-            )
+    Raises:
+        ValueError: it lacks a column that cannot be null.
+    """
+    if batch.schema.equals(schema):
+        return batch
+    columns = []
+    for field in schema:
+        if field.name in batch.schema.names:
+            columns.append(batch.column(field.name).cast(field.type))
+        elif field.nullable:
+            columns.append(pa.nulls(batch.num_rows, field.type))
         else:
-            self._tail = ""
+            raise ValueError(f"it has no column {field.name!r}, written by another version")
+    return pa.record_batch(columns, schema=schema)
 
 
-def _named(first: int, last: int) -> str:
-    if last <= 0:
-        return "the schema"
-    if first <= 0:
-        return f"the schema and {_named(1, last)}"
-    return f"batch {first}" if first == last else f"batches {first} to {last}"
+def schema_of_this_version(table: Table, messages: Sequence[Message]) -> bytes:
+    """This version's schema message, in the place of a damaged one, if the batches say that it was theirs.
+
+    Raises:
+        ValueError: it was another.
+    """
+    if any(message.schema != fingerprint(arrow_schema(table)) for message in messages):
+        raise ValueError("the schema is damaged, and it is not the one of this version")
+    return schema_message(table, {})
