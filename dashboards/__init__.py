@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from entropy_monitor.dashboards.report import write_report
     from entropy_monitor.dashboards.tensorboard_logger import TensorBoardLogger
     from entropy_monitor.dashboards.wandb_logger import WandbLogger
+    from entropy_monitor.trackers import FunctionLogger
 
 _HOMES = {
+    "FunctionLogger": "entropy_monitor.trackers",
     "write_report": "entropy_monitor.dashboards.report",
     "TensorBoardLogger": "entropy_monitor.dashboards.tensorboard_logger",
     "WandbLogger": "entropy_monitor.dashboards.wandb_logger",
 }
 
-__all__ = ["TensorBoardLogger", "WandbLogger", "write_report"]
+__all__ = ["FunctionLogger", "TensorBoardLogger", "WandbLogger", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

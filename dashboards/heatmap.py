@@ -1,4 +1,4 @@
-"""A grid of shares, layers by heads, as an RGB picture: numpy only, no plotting library."""
+"""A grid of figures, layers by heads, as an RGB picture: numpy only, no plotting library."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from entropy_monitor.dashboards.colour_scale import SHARES, ColourScale
 
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
@@ -24,11 +26,12 @@ _VIRIDIS = np.array(
     ]
 )
 UNKNOWN = (190, 190, 190)
+BROKEN = (213, 94, 0)
 PAPER = (255, 255, 255)
 INK = (60, 60, 60)
 
-# 3 × 5 pixels a digit, rows from the top, the leftmost pixel first.
-_DIGITS = {
+# 3 × 5 pixels a sign, rows from the top, the leftmost pixel first.
+_GLYPHS = {
     "0": "111101101101111",
     "1": "010110010010111",
     "2": "111001111100111",
@@ -39,25 +42,29 @@ _DIGITS = {
     "7": "111001001001001",
     "8": "111101111101111",
     "9": "111101111001111",
+    ".": "000000000000010",
+    "e": "111101111100111",
+    "-": "000000111000000",
 }
 _WIDE = 1000  # pixels that a picture's cells aim to stay within, either way
 _MARGIN = 6
 
 
 def viridis(share: FloatArray) -> Image:
-    """Colours of shares: 0 dark violet, 1 yellow, NaN grey; beyond 0 … 1 as the nearer end.
+    """Colours of shares: 0 dark violet, 1 yellow; beyond 0 … 1 as the nearer end.
 
     Args:
-        share: any shape, float.
+        share: any shape, float; NaN is grey (not known), an infinity red (what was measured is not finite).
 
     Returns:
         `[*share.shape, 3]`, uint8.
     """
-    known = ~np.isnan(share)
+    known = np.isfinite(share)
     x = np.clip(np.where(known, share, 0.0), 0.0, 1.0)
     powers = x[..., None] ** np.arange(len(_VIRIDIS))
     colours: Image = (np.clip(powers @ _VIRIDIS, 0.0, 1.0) * 255).round().astype(np.uint8)
-    colours[~known] = UNKNOWN
+    colours[np.isnan(share)] = UNKNOWN
+    colours[np.isinf(share)] = BROKEN
     return colours
 
 
@@ -66,12 +73,14 @@ def cell_size(rows: int, columns: int) -> int:
     return int(np.clip(_WIDE // max(rows, columns, 1), 3, 28))
 
 
-def heatmap(share: FloatArray, rows: Sequence[int] | None = None) -> Image:
-    """Draws a grid with row and column numbers and, at the right, the colours from 0 to 1.
+def heatmap(values: FloatArray, rows: Sequence[int] | None = None, scale: ColourScale = SHARES) -> Image:
+    """Draws a grid with row and column numbers and, at the right, what the colours stand for.
 
     Args:
-        share: `[rows, columns]`, at least one of each; 0 … 1, NaN where there is nothing to show.
+        values: `[rows, columns]`, at least one of each; NaN where there is nothing to show, infinite where
+            what was measured is not finite.
         rows: the number written at each row; by default 0, 1, ….
+        scale: which figure has which colour; by default shares from 0 to 1.
 
     Returns:
         `[height, width, 3]`, uint8.
@@ -79,32 +88,33 @@ def heatmap(share: FloatArray, rows: Sequence[int] | None = None) -> Image:
     Raises:
         ValueError: the grid is empty or not two-dimensional, or `rows` is not as long as it.
     """
-    if share.ndim != 2 or share.size == 0:
-        raise ValueError(f"a heatmap needs a grid of at least one cell, not shape {share.shape}")
-    numbers = range(share.shape[0]) if rows is None else rows
-    if len(numbers) != share.shape[0]:
-        raise ValueError(f"{len(numbers)} row numbers for {share.shape[0]} rows")
-    size = cell_size(*share.shape)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"a heatmap needs a grid of at least one cell, not shape {values.shape}")
+    names = range(values.shape[0]) if rows is None else rows
+    if len(names) != values.shape[0]:
+        raise ValueError(f"{len(names)} row numbers for {values.shape[0]} rows")
+    size = cell_size(*values.shape)
     zoom = 2 if size >= 14 else 1
-    cells = _enlarge(viridis(share), size)
-    left = max(_text(str(n), zoom).shape[1] for n in numbers) + 2 * _MARGIN
+    cells = _enlarge(viridis(scale.shares(values)), size)
+    left = max(_text(str(n), zoom).shape[1] for n in names) + 2 * _MARGIN
     bottom = 5 * zoom + 2 * _MARGIN
     top = _MARGIN
     height = max(cells.shape[0], 12 * 5 * zoom)
-    scale = _enlarge(viridis(np.linspace(1.0, 0.0, height))[:, None], 1).repeat(size, axis=1)
-    scale_x = left + cells.shape[1] + 2 * _MARGIN
-    width = scale_x + size + 3 * zoom + 2 * _MARGIN
+    ticks = [(place, _text(text, zoom)) for place, text in scale.ticks]
+    bar = _enlarge(viridis(np.linspace(1.0, 0.0, height))[:, None], 1).repeat(size, axis=1)
+    bar_x = left + cells.shape[1] + 2 * _MARGIN
+    width = bar_x + size + max(mark.shape[1] for _, mark in ticks) + 2 * _MARGIN
     canvas: Image = np.full((top + height + bottom, width, 3), PAPER, dtype=np.uint8)
     canvas[top : top + cells.shape[0], left : left + cells.shape[1]] = cells
-    canvas[top : top + height, scale_x : scale_x + size] = scale
-    for value, y in ((1, top), (0, top + height - 5 * zoom)):
-        _stamp(canvas, _text(str(value), zoom), y, scale_x + size + _MARGIN)
-    for row in _spaced(len(numbers), size, 5 * zoom + 2):
-        mark = _text(str(numbers[row]), zoom)
+    canvas[top : top + height, bar_x : bar_x + size] = bar
+    for place, mark in ticks:
+        _stamp(canvas, mark, top + round((1 - place) * (height - 5 * zoom)), bar_x + size + _MARGIN)
+    for row in _spaced(len(names), size, 5 * zoom + 2):
+        mark = _text(str(names[row]), zoom)
         middle = top + row * size + size // 2
         _stamp(canvas, mark, middle - mark.shape[0] // 2, left - _MARGIN - mark.shape[1])
-    widest = _text(str(share.shape[1] - 1), zoom).shape[1]
-    for column in _spaced(share.shape[1], size, widest + 3):
+    widest = _text(str(values.shape[1] - 1), zoom).shape[1]
+    for column in _spaced(values.shape[1], size, widest + 3):
         mark = _text(str(column), zoom)
         middle = left + column * size + size // 2
         _stamp(canvas, mark, top + cells.shape[0] + _MARGIN, middle - mark.shape[1] // 2)
@@ -125,9 +135,9 @@ def _spaced(count: int, size: int, room: int) -> range:
     return range(0, count, -(-room // size))
 
 
-def _text(digits: str, zoom: int) -> npt.NDArray[np.bool_]:
-    """A whole number as a mask, `[5 zoom, (4 n - 1) zoom]`."""
-    glyphs = [np.array(list(_DIGITS[d])).reshape(5, 3) == "1" for d in digits]
+def _text(number: str, zoom: int) -> npt.NDArray[np.bool_]:
+    """A number as a mask, `[5 zoom, (4 n - 1) zoom]`."""
+    glyphs = [np.array(list(_GLYPHS[d])).reshape(5, 3) == "1" for d in number]
     gap = np.zeros((5, 1), dtype=bool)
     line = np.concatenate([part for glyph in glyphs for part in (glyph, gap)][:-1], axis=1)
     return line.repeat(zoom, axis=0).repeat(zoom, axis=1)

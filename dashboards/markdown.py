@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from entropy_monitor.records import Alert
 
@@ -24,9 +24,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def layer_table(layers: Mapping[int, str]) -> str:
-    """Index and qualified name of each layer."""
-    return table(("index", "layer"), sorted(layers.items()))
+def layer_table(layers: Mapping[int, str], charted: Container[int]) -> str:
+    """Index and qualified name of each layer, and whether it has scalars and charts of its own."""
+    rows = ((index, name, "yes" if index in charted else "no") for index, name in sorted(layers.items()))
+    return table(("index", "layer", "charts"), rows)
 
 
 def alert_table(alerts: Sequence[Alert]) -> str:

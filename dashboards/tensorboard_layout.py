@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from entropy_monitor.dashboards.aggregates import PREFIX
+from entropy_monitor.trackers.aggregates import PREFIX
 
 GROUP = 16
 """Layers in one foldable category: TensorBoard draws only what is unfolded."""
@@ -22,14 +22,18 @@ _ACROSS = {
 }
 
 
-def layout(tags: Iterable[str]) -> Layout:
+def layout(tags: Iterable[str], alerted: Iterable[str] = ()) -> Layout:
     """Charts for the calls that stand under `tags`, such as `attention/layer_03`, in that order.
 
-    The whole model first; then, in groups of `GROUP` calls, the mean entropy between its least and
-    largest head (margin charts) and the least entropy beside what it may fall to (floors) and rise
-    to (its maximum).
+    The whole model first, then layers with an alert; then, in groups of `GROUP` calls, the mean entropy
+    between its least and largest head (margin charts) and the least entropy beside what it may fall to
+    (floors) and rise to (its maximum).
+
+    Args:
+        tags: of every call that has scalars.
+        alerted: those of them whose layer has had an alert.
     """
-    calls = list(tags)
+    calls, marked = list(tags), list(alerted)
     charts: Layout = {
         "Whole model": {
             "entropy, mean and least head": (
@@ -43,22 +47,30 @@ def layout(tags: Iterable[str]) -> Layout:
             for title, metric in _ACROSS.items()
         },
     }
+    if marked:
+        charts["Layers with an alert, entropy: mean, least and largest head"] = _margins(marked)
     for start in range(0, len(calls), GROUP):
         group = calls[start : start + GROUP]
-        names = [tag.removeprefix(f"{PREFIX}/").replace("/", " ") for tag in group]
-        span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        charts[f"Entropy: mean, least and largest head, {span}"] = {
-            name: ("Margin", [f"{tag}/entropy_{part}" for part in ("mean", "min", "max")])
-            for name, tag in zip(names, group, strict=True)
-        }
+        span = _name(group[0]) if len(group) == 1 else f"{_name(group[0])} to {_name(group[-1])}"
+        charts[f"Entropy: mean, least and largest head, {span}"] = _margins(group)
         charts[f"Entropy and its floors, {span}"] = {
-            name: (
+            _name(tag): (
                 "Multiline",
                 [_exactly(f"{tag}/{m}") for m in ("entropy_min", *_FLOORS, "max_entropy")],
             )
-            for name, tag in zip(names, group, strict=True)
+            for tag in group
         }
     return charts
+
+
+def _margins(tags: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
+    return {
+        _name(tag): ("Margin", [f"{tag}/entropy_{part}" for part in ("mean", "min", "max")]) for tag in tags
+    }
+
+
+def _name(tag: str) -> str:
+    return tag.removeprefix(f"{PREFIX}/").replace("/", " ")
 
 
 def _exactly(tag: str) -> str:

@@ -1,4 +1,4 @@
-"""Rows of the tables that W&B shows: the heads of a record, and the alerts of a run."""
+"""Rows of the tables that W&B shows: heads and layers, and the alerts of a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from entropy_monitor.dashboards.aggregates import entropy_share
 from entropy_monitor.records import HEADS, Alert, Column, Columns
+from entropy_monitor.trackers.aggregates import (
+    HEAD_METRICS,
+    LAYER_METRICS,
+    LayerAggregate,
+    entropy_share,
+)
 
 MOST_ROWS = 10_000
 """Rows that W&B shows of a table; of more heads, those whose entropy share is least are kept."""
@@ -37,6 +42,16 @@ def head_rows(heads: Columns) -> Rows:
         keep = np.sort(np.argsort(share, kind="stable")[:MOST_ROWS])
     columns = [_plain(column, heads, keep) for column in HEADS.columns]
     return list(HEADS.names), [list(row) for row in zip(*columns, strict=True)]
+
+
+def layer_rows(layers: Sequence[LayerAggregate]) -> Rows:
+    """Columns and rows of attention calls with their metrics; None where one is not known."""
+    metrics = (*HEAD_METRICS, *LAYER_METRICS)
+    rows = [
+        [layer.index, layer.layer, layer.call, layer.heads, *(layer.values.get(m) for m in metrics)]
+        for layer in layers[:MOST_ROWS]
+    ]
+    return ["layer_index", "layer", "call", "heads", *metrics], rows
 
 
 def alert_rows(alerts: Sequence[Alert]) -> Rows:

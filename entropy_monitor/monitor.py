@@ -35,6 +35,7 @@ from entropy_monitor.scalars import Number, check_scalars
 from entropy_monitor.schedule import Schedule
 from entropy_monitor.step_report import StepReport
 from entropy_monitor.store import RunWriter, next_session
+from entropy_monitor.trackers import MetricFunction
 
 __all__ = ["EntropyMonitor", "StepReport"]
 
@@ -79,7 +80,8 @@ class EntropyMonitor:
             is found by comparing the durations of whole steps. None: `every` stays 10. In distributed
             training "auto" does not adapt: ranks must measure the same, and know nothing of one another's
             clocks.
-        loggers: sinks such as `TensorBoardLogger` and `WandbLogger`, each served by a thread of its own.
+        loggers: sinks such as `TensorBoardLogger` and `WandbLogger`, and functions that take the metrics of
+            a measured step (a dict from name to number) and the step; each is served by a thread of its own.
         on_alert: called with each alert that opens or becomes more severe, for example `print`; called within
             `step()`, so it should be quick.
         thresholds: of the analyzer.
@@ -115,7 +117,7 @@ class EntropyMonitor:
         every: int | Literal["auto"] = "auto",
         rows: int | Literal["all", "auto"] = "auto",
         budget: float | None = BUDGET,
-        loggers: Sequence[Sink] = (),
+        loggers: Sequence[Sink | MetricFunction] = (),
         on_alert: Callable[[Alert], object] | None = None,
         thresholds: Thresholds | None = None,
         owners: Sequence[str] = (),

@@ -27,6 +27,7 @@ from entropy_monitor.hooks import (
 )
 from entropy_monitor.records import Sink
 from entropy_monitor.store import check_run_dir
+from entropy_monitor.trackers import FunctionLogger
 
 if TYPE_CHECKING:
     from entropy_monitor.monitor import EntropyMonitor
@@ -68,23 +69,34 @@ def check_budget(budget: object) -> float | None:
 
 
 def check_sinks(loggers: object) -> tuple[Sink, ...]:
-    """The loggers, or an error that names the one that is none."""
+    """The loggers, callables among them as sinks; or an error that names the one that is none."""
     if isinstance(loggers, (str, Sink)) or not isinstance(loggers, Sequence):
         raise ConfigurationError(
             f"loggers must be a list of loggers, got {loggers!r}: "
             "for example loggers=[TensorBoardLogger('runs/a/tb')]"
         )
+    sinks: list[Sink] = []
     for i, logger in enumerate(loggers):
-        if not isinstance(logger, Sink):
-            hint = " (the class: make an instance of it)" if isinstance(logger, type) else ""
-            raise ConfigurationError(
-                f"loggers[{i}] is {logger!r}{hint}; a logger is an instance of a class derived from "
-                "entropy_monitor.records.Sink, such as entropy_monitor.dashboards.TensorBoardLogger(…) or "
-                "WandbLogger(…)"
-            )
         if any(logger is other for other in loggers[:i]):
             raise ConfigurationError(f"loggers[{i}] is in the list twice: {logger!r}")
-    return tuple(loggers)
+        sinks.append(_sink(logger, f"loggers[{i}]"))
+    return tuple(sinks)
+
+
+def _sink(logger: object, name: str) -> Sink:
+    if isinstance(logger, Sink):
+        return logger
+    if not callable(logger) or isinstance(logger, type):
+        hint = " (the class: make an instance of it)" if isinstance(logger, type) else ""
+        raise ConfigurationError(
+            f"{name} is {logger!r}{hint}; a logger is an instance of a class derived from "
+            "entropy_monitor.records.Sink, such as entropy_monitor.dashboards.TensorBoardLogger(…) or "
+            "WandbLogger(…), or a function of metrics and step"
+        )
+    try:
+        return FunctionLogger(logger)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {error}") from None
 
 
 def check_optimizers(optimizer: object, model: nn.Module) -> tuple[Optimizer, ...]:

@@ -12,6 +12,7 @@ from entropy_monitor import Thresholds, processes, run_info
 from entropy_monitor import options as opt
 from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError, RunDirectoryError
 from entropy_monitor.records import Sink
+from entropy_monitor.trackers import FunctionLogger
 from tests.training import TOKENS, WIDTH, ListSink, flat, tiny
 
 
@@ -33,6 +34,9 @@ def test_every(every: object) -> None:
             r"loggers\[1\] is <class .*ListSink'> \(the class: make an instance of it\)",
         ),
         ([3.5], r"loggers\[0\] is 3.5"),
+        ([print, lambda metrics: None], r"loggers\[1\]: .*<lambda> cannot be a logger: too many positional"),
+        ([print, print], r"loggers\[1\] is in the list twice"),
+        (print, "loggers must be a list of loggers, got <built-in function print>"),
     ],
 )
 def test_loggers(loggers: object, text: str) -> None:
@@ -51,6 +55,14 @@ def test_a_logger_given_twice() -> None:
         opt.check_sinks([sink, sink])
     assert opt.check_sinks((sink, other := ListSink())) == (sink, other)
     assert isinstance(opt.check_sinks([Sink()])[0], Sink)
+
+
+def test_a_callable_becomes_a_sink() -> None:
+    sink = ListSink()
+    first, second = opt.check_sinks([print, sink])
+    assert isinstance(first, FunctionLogger)
+    assert second is sink
+    assert opt.check_sinks([first]) == (first,)
 
 
 class Wrapped:

@@ -20,6 +20,7 @@ from entropy_monitor.monitor import EntropyMonitor, StepReport
 from entropy_monitor.plan import BUDGET
 from entropy_monitor.records import Alert, Sink
 from entropy_monitor.scalars import Number
+from entropy_monitor.trackers import MetricFunction
 
 try:
     from accelerate import Accelerator
@@ -114,7 +115,7 @@ def attach(
     every: int | Literal["auto"] = "auto",
     rows: int | Literal["all", "auto"] = "auto",
     budget: float | None = BUDGET,
-    loggers: Sequence[Sink] = (),
+    loggers: Sequence[Sink | MetricFunction] = (),
     on_alert: Callable[[Alert], object] | None = None,
     thresholds: Thresholds | None = None,
     owners: Sequence[str] = (),
@@ -137,7 +138,7 @@ def attach(
         every: optimizer steps between measurements, or "auto"; see `EntropyMonitor`.
         rows: query rows to read of each sequence, spread evenly; "all", or "auto".
         budget: share of the training's time that measuring may take, where "auto" has the choice.
-        loggers: sinks of your own, beside the accelerator's trackers.
+        loggers: sinks of your own, and functions of metrics and step, beside the accelerator's trackers.
         on_alert: called with each alert that opens or becomes more severe.
         thresholds: of the analyzer.
         owners: name patterns (`blocks.*.attn`) of modules in which any softmax counts as attention.

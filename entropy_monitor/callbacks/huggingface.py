@@ -19,6 +19,7 @@ from entropy_monitor.guard import Guard
 from entropy_monitor.monitor import EntropyMonitor
 from entropy_monitor.plan import BUDGET, EVERY
 from entropy_monitor.records import Alert, Sink
+from entropy_monitor.trackers import MetricFunction
 
 try:
     from transformers.trainer_callback import (
@@ -56,7 +57,7 @@ class EntropyMonitorCallback(TrainerCallback):
         every: optimizer steps between measurements, or "auto"; see `EntropyMonitor`.
         rows: query rows to read of each sequence, spread evenly; "all", or "auto".
         budget: share of the training's time that measuring may take, where "auto" has the choice.
-        loggers: sinks of your own, beside what `report_to` names.
+        loggers: sinks of your own, and functions of metrics and step, beside what `report_to` names.
         on_alert: called with each alert that opens or becomes more severe.
         thresholds: of the analyzer.
         owners: name patterns (`blocks.*.attn`) of modules in which any softmax counts as attention.
@@ -80,7 +81,7 @@ class EntropyMonitorCallback(TrainerCallback):
         every: int | Literal["auto"] = "auto",
         rows: int | Literal["all", "auto"] = "auto",
         budget: float | None = BUDGET,
-        loggers: Sequence[Sink] = (),
+        loggers: Sequence[Sink | MetricFunction] = (),
         on_alert: Callable[[Alert], object] | None = None,
         thresholds: Thresholds | None = None,
         owners: Sequence[str] = (),

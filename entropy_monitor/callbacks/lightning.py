@@ -19,6 +19,7 @@ from entropy_monitor.guard import Guard
 from entropy_monitor.monitor import EntropyMonitor
 from entropy_monitor.plan import BUDGET
 from entropy_monitor.records import Alert, Sink
+from entropy_monitor.trackers import MetricFunction
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _FOLDER = "entropy_monitor"  # below the logger's folder
@@ -61,7 +62,7 @@ class EntropyMonitorCallback(Callback):
         every: optimizer steps between measurements, or "auto"; see `EntropyMonitor`.
         rows: query rows to read of each sequence, spread evenly; "all", or "auto".
         budget: share of the training's time that measuring may take, where "auto" has the choice.
-        loggers: sinks of your own, beside the Trainer's loggers.
+        loggers: sinks of your own, and functions of metrics and step, beside the Trainer's loggers.
         on_alert: called with each alert that opens or becomes more severe.
         thresholds: of the analyzer.
         owners: name patterns (`model.blocks.*.attn`) of modules in which any softmax counts as attention.
@@ -85,7 +86,7 @@ class EntropyMonitorCallback(Callback):
         every: int | Literal["auto"] = "auto",
         rows: int | Literal["all", "auto"] = "auto",
         budget: float | None = BUDGET,
-        loggers: Sequence[Sink] = (),
+        loggers: Sequence[Sink | MetricFunction] = (),
         on_alert: Callable[[Alert], object] | None = None,
         thresholds: Thresholds | None = None,
         owners: Sequence[str] = (),

@@ -8,10 +8,10 @@ import time
 from torch import nn
 
 from entropy_monitor import processes
-from entropy_monitor.dashboards.aggregates import PREFIX, aggregate_layers
-from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.monitor import EntropyMonitor, StepReport
-from entropy_monitor.records import Record, RunInfo, Sink
+from entropy_monitor.records import AlertEvent, Record, RunInfo, Sink
+from entropy_monitor.trackers.aggregates import PREFIX
+from entropy_monitor.trackers.named_metrics import OPEN_ALERTS, NamedMetrics
 
 LAYER_METRICS = ("entropy_mean", "entropy_min", "max_logit", "sigma_qk_max")
 """What trackers get of each layer; the run directory and the loggers have the rest."""
@@ -26,21 +26,25 @@ class MetricSink(Sink):
         self._arrival = threading.Condition()
         self._metrics: list[tuple[int, dict[str, float]]] = []
         self._latest = -1
-        self._model = WholeModel()
+        self._named = NamedMetrics()
 
     def open(self, info: RunInfo) -> None:  # noqa: ARG002
         """Forget an earlier run's."""
         with self._arrival:
-            self._metrics, self._latest, self._model = [], -1, WholeModel()
+            self._metrics, self._latest, self._named = [], -1, NamedMetrics()
 
     def log(self, record: Record) -> None:
         """Keep a record's metrics; one that holds only scalars has none."""
-        metrics = tracker_metrics(record, self._model) if len(record.heads["head"]) else {}
+        metrics = tracker_metrics(record, self._named) if len(record.heads["head"]) else {}
         with self._arrival:
             if metrics:
                 self._metrics.append((record.step, metrics))
             self._latest = max(self._latest, record.step)
             self._arrival.notify_all()
+
+    def alert(self, event: AlertEvent) -> None:
+        """Have the layer that an alert names among the metrics from the next record on."""
+        self._named.alert(event)
 
     def take(self, until: int | None = None) -> list[tuple[int, dict[str, float]]]:
         """Step and metrics of the records that have come since the last time.
@@ -89,21 +93,23 @@ class MetricFeed:
         return [(step, _with_alerts(step, metrics, monitor)) for step, metrics in taken]
 
 
-def tracker_metrics(record: Record, model: WholeModel) -> dict[str, float]:
+def tracker_metrics(record: Record, named: NamedMetrics) -> dict[str, float]:
     """`attention/all/…` and `attention/layer_03/…` of a record, under the names of the dashboards.
 
-    Of each layer only `LAYER_METRICS`: a framework keeps every number in memory and in its checkpoints.
+    Of each layer only `LAYER_METRICS`: a framework keeps every number in memory and in its checkpoints. Of
+    many layers not all (`LayerChoice`).
 
     Args:
         record: what was measured.
-        model: has seen the run's records before it.
+        named: has seen the run's records before it.
     """
-    layers = aggregate_layers(record)
-    named = {f"{PREFIX}/all/{name}": value for name, value in model.reduce(layers).items()}
-    for layer in layers:
-        named |= {f"{layer.tag}/{m}": layer.values[m] for m in LAYER_METRICS if m in layer.values}
-    return named
+    values = named.take(record).values
+    return {
+        name: value
+        for name, value in values.items()
+        if name.startswith(f"{PREFIX}/all/") or name.rpartition("/")[2] in LAYER_METRICS
+    }
 
 
 def _with_alerts(step: int, metrics: dict[str, float], monitor: EntropyMonitor) -> dict[str, float]:
-    return {**metrics, f"{PREFIX}/open_alerts": len(monitor.open_alerts), f"{PREFIX}/step": step}
+    return {**metrics, OPEN_ALERTS: len(monitor.open_alerts), f"{PREFIX}/step": step}

@@ -19,6 +19,7 @@ from entropy_monitor.plan import BUDGET
 from entropy_monitor.records import Alert, Sink
 from entropy_monitor.run_info import describe_model
 from entropy_monitor.store import check_run_dir
+from entropy_monitor.trackers import MetricFunction
 
 logger = logging.getLogger("entropy_monitor")
 
@@ -37,7 +38,7 @@ class Settings:
     every: int | Literal["auto"] = "auto"
     rows: int | Literal["all", "auto"] = "auto"
     budget: float | None = BUDGET
-    loggers: Sequence[Sink] = ()
+    loggers: Sequence[Sink | MetricFunction] = ()
     on_alert: Callable[[Alert], object] | None = None
     thresholds: Thresholds | None = None
     owners: Sequence[str] = ()

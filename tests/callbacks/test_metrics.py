@@ -16,9 +16,10 @@ from torch import nn
 from entropy_monitor import EntropyMonitor
 from entropy_monitor.callbacks.metrics import LAYER_METRICS, MetricFeed, MetricSink, tracker_metrics
 from entropy_monitor.callbacks.settings import free_dir, fresh_dir, readable
-from entropy_monitor.dashboards.aggregates import aggregate_layers
-from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.step_report import StepReport
+from entropy_monitor.trackers.aggregates import aggregate_layers
+from entropy_monitor.trackers.named_metrics import NamedMetrics
+from entropy_monitor.trackers.whole_model import WholeModel
 from tests.dashboards.records_factory import info, record, seldom
 from tests.training import record as empty_record
 from tests.training import tiny, train
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 def test_they_are_some_of_the_dashboards_metrics_under_the_same_names() -> None:
     one = record(3)
     shown = WholeModel().metrics(aggregate_layers(one))
-    given = tracker_metrics(one, WholeModel())
+    given = tracker_metrics(one, NamedMetrics())
     assert given.items() <= shown.items()
     left_out = shown.keys() - given.keys()
     assert not [n for n in left_out if n.startswith("attention/all/") or n.endswith(LAYER_METRICS)]

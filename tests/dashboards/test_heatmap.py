@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from entropy_monitor.dashboards.heatmap import PAPER, UNKNOWN, cell_size, heatmap, viridis
+from entropy_monitor.dashboards.colour_scale import ColourScale
+from entropy_monitor.dashboards.heatmap import BROKEN, PAPER, UNKNOWN, cell_size, heatmap, viridis
 
 
 def test_colours_are_those_of_viridis() -> None:
@@ -28,6 +29,13 @@ def test_nan_is_grey_like_no_share() -> None:
     assert np.abs(viridis(np.linspace(0, 1, 999)).astype(int) - UNKNOWN).sum(axis=1).min() > 60
 
 
+def test_what_is_not_finite_is_red_like_no_share() -> None:
+    shown = viridis(np.array([np.inf, -np.inf]))
+    assert {tuple(colour) for colour in shown} == {BROKEN}
+    assert np.abs(viridis(np.linspace(0, 1, 999)).astype(int) - BROKEN).sum(axis=1).min() > 60
+    assert BROKEN != UNKNOWN
+
+
 def cells(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """The colour in the middle of every cell: the grid is the block of non-paper right of the row numbers."""
     size = cell_size(rows, columns)
@@ -42,6 +50,19 @@ def test_each_cell_shows_its_share_layers_down_heads_across() -> None:
     share = np.arange(12).reshape(3, 4) / 12
     share[1, 2] = np.nan
     np.testing.assert_array_equal(cells(heatmap(share), 3, 4), viridis(share))
+
+
+def test_colours_follow_the_scale() -> None:
+    scale = ColourScale(1.0, 100.0, log=True)
+    values = np.array([[1.0, 10.0], [100.0, np.inf]])
+    expected = viridis(np.array([[0.0, 0.5], [1.0, np.inf]]))
+    np.testing.assert_array_equal(cells(heatmap(values, scale=scale), 2, 2), expected)
+
+
+def test_the_scale_is_written_beside_it() -> None:
+    values = np.ones((2, 2))
+    pictures = [heatmap(values, scale=ColourScale(1.0, high, log=True)) for high in (10.0, 1e6)]
+    assert pictures[0].shape[1] < pictures[1].shape[1]  # 1e5 is wider than 10
 
 
 def test_small_models_get_large_cells_and_deep_ones_fit_a_screen() -> None:

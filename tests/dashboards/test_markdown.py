@@ -12,9 +12,14 @@ HOSTILE = "a|b `c` **d** __e__ <script>f</script> [g](javascript:h) \\| &amp; # 
 
 @pytest.mark.parametrize("name", [HOSTILE, "h.0.attn_q", "<b>", "| |", "---", "1. x", "- x", "σ × ‖W‖"])
 def test_renders_as_the_text_it_is(name: str) -> None:
-    cells = Cells(markdown_to_safe_html(layer_table({0: name})))
-    assert cells.rows == [["0", " ".join(name.split())]]
+    cells = Cells(markdown_to_safe_html(layer_table({0: name}, {0})))
+    assert cells.rows == [["0", " ".join(name.split()), "yes"]]
     assert cells.tags == TABLE_TAGS
+
+
+def test_the_legend_says_which_layers_have_charts() -> None:
+    cells = Cells(markdown_to_safe_html(layer_table({0: "a", 1: "b", 12: "c"}, {0, 12})))
+    assert cells.rows == [["0", "a", "yes"], ["1", "b", "no"], ["12", "c", "yes"]]
 
 
 def test_plain_names_stay_readable_in_the_source() -> None:

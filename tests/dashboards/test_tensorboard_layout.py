@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import re
 
-from entropy_monitor.dashboards.aggregates import layer_tag
 from entropy_monitor.dashboards.tensorboard_layout import GROUP, layout
+from entropy_monitor.trackers.aggregates import layer_tag
 
 
 def test_each_call_has_a_margin_chart_and_one_of_floors() -> None:
@@ -32,3 +32,12 @@ def test_deep_models_are_split_into_groups() -> None:
     sizes = [len(c) for title, c in charts.items() if title.startswith("Entropy: ")]
     assert sizes == [GROUP, GROUP, 1]
     assert "Entropy: mean, least and largest head, layer_32" in charts
+
+
+def test_layers_with_an_alert_come_before_the_groups() -> None:
+    charts = layout([layer_tag(index) for index in range(20)], [layer_tag(7), layer_tag(18)])
+    titles = list(charts)
+    place = titles.index("Layers with an alert, entropy: mean, least and largest head")
+    assert all(title.startswith("Entropy") for title in titles[place + 1 :])
+    assert list(charts[titles[place]]) == ["layer_07", "layer_18"]
+    assert charts[titles[place]]["layer_18"][0] == "Margin"

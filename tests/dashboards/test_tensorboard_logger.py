@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
@@ -20,12 +21,13 @@ from PIL import Image
 from tensorboard.program import TensorBoard
 
 from entropy_monitor.dashboards import TensorBoardLogger
-from entropy_monitor.dashboards.aggregates import aggregate_layers, share_grid
+from entropy_monitor.dashboards.grids import head_grid
 from entropy_monitor.dashboards.heatmap import heatmap
-from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.records import HEADS, SCALARS, AlertEvent, Record, RunInfo
 from entropy_monitor.store import RunWriter
+from entropy_monitor.trackers.aggregates import aggregate_layers, entropy_share
+from entropy_monitor.trackers.whole_model import WholeModel
 from tests.dashboards.html_cells import TABLE_TAGS, Cells
 from tests.dashboards.records_factory import bare, columns, event, head_row, info, record, seldom
 
@@ -161,12 +163,94 @@ def test_heatmap_is_the_picture_of_the_shares(tmp_path: Path, serve: Callable[[P
     assert [entry["step"] for entry in images] == [0, 4]
     query = dict(urllib.parse.parse_qsl(images[1]["query"]))
     with Image.open(io.BytesIO(get("images/individualImage", raw=True, **query))) as served:
-        np.testing.assert_array_equal(np.asarray(served), heatmap(share_grid(records[4].heads).share))
+        shares = head_grid(records[4].heads, entropy_share(records[4].heads))
+        np.testing.assert_array_equal(np.asarray(served), heatmap(shares.values))
 
 
-def test_no_heatmaps_where_none_are_wanted(tmp_path: Path, serve: Callable[[Path], Get]) -> None:
-    write(TensorBoardLogger(tmp_path, heatmap_every=0), info(), record(0))
-    assert serve(tmp_path)("images/tags") == {}
+def test_no_pictures_where_none_are_wanted(tmp_path: Path, serve: Callable[[Path], Get]) -> None:
+    write(TensorBoardLogger(tmp_path, heatmap_every=0, histogram_every=0), info(), record(0))
+    get = serve(tmp_path)
+    assert get("images/tags") == {}
+    assert get("histograms/tags") == {}
+
+
+def test_histograms_count_every_head(tmp_path: Path, serve: Callable[[Path], Get]) -> None:
+    records = [record(0), record(10, entropy=0.01), record(20, sigma_qk=math.nan)]
+    write(TensorBoardLogger(tmp_path, histogram_every=1), info(), *records)
+    get = serve(tmp_path)
+    tags = get("histograms/tags")["."]
+    assert set(tags) == {f"attention/heads/{name}" for name in ("entropy_share", "max_logit", "sigma_qk")}
+    assert "as a share of its maximum" in tags["attention/heads/entropy_share"]["description"]
+    for tag, expected in (("entropy_share", [0, 10, 20]), ("sigma_qk", [0, 10])):
+        events = get("histograms/histograms", run=".", tag=f"attention/heads/{tag}")
+        assert [step for _, step, _ in events] == expected
+        for _, _, buckets in events:
+            assert sum(count for *_, count in buckets) == pytest.approx(8)
+            assert all(low < high for low, high, _ in buckets)
+    _, (_, _, buckets), _ = get("histograms/histograms", run=".", tag="attention/heads/entropy_share")
+    assert [(low, high) for low, high, count in buckets if count > 0] == [(0.0, pytest.approx(0.02))]
+
+
+def test_every_figure_says_what_it_is(tmp_path: Path, serve: Callable[[Path], Get]) -> None:
+    name = "a<b>c</b>"
+    late = Record(10, bare(10, [head_row(10, 0, 0, layer=name)]).heads, record(10, layers=1).layers)
+    write(TensorBoardLogger(tmp_path), info(), bare(0, [head_row(0, 0, 0, layer=name)]), late)
+    get = serve(tmp_path)
+    tags = get("scalars/tags")["."]
+    words = tags["attention/layer_00/entropy_min"]["description"]
+    assert "least over heads" in words
+    assert "nats" in words
+    assert "<b>" not in words
+    assert html.unescape(words).startswith("<p>a<b>c</b>: ")
+    assert "largest absolute gradient" in tags["attention/layer_00/grad_linf"]["description"]
+    assert "grey: not known" in get("images/tags")["."]["attention/entropy_share"]["description"]
+
+
+def test_deep_models_do_not_drown_it(tmp_path: Path, serve: Callable[[Path], Get]) -> None:
+    write(
+        TensorBoardLogger(tmp_path, max_layers=4),
+        info(),
+        record(0, layers=200),
+        event(step=0, opened=0, layer="blocks.77.attn"),
+        record(10, layers=200),
+    )
+    get = serve(tmp_path)
+    tags = set(get("scalars/tags")["."])
+    of_layers = {tag.split("/")[1] for tag in tags if "/layer_" in tag}
+    assert of_layers == {f"layer_{n:02d}" for n in (0, 66, 77, 133, 199)}
+    assert series(get, "attention/layer_77/entropy_min").keys() == {10}
+    assert series(get, "attention/all/entropy_min").keys() == {0, 10}
+    legend = Cells(text(get, "attention/layers")[-1]["text"]).rows
+    assert [row for row in legend if row[2] == "yes"][2] == ["77", "blocks.77.attn", "yes"]
+    assert len(legend) == 200
+    categories = {c["title"]: c["chart"] for c in get("custom_scalars/layout")["category"]}
+    (alerted,) = (c for t, c in categories.items() if t.startswith("Layers with an alert"))
+    assert [chart["title"] for chart in alerted] == ["layer_77"]
+    assert len(categories) == 5
+
+
+def test_many_alerts_at_once_are_one_table(tmp_path: Path, serve: Callable[[Path], Get]) -> None:
+    alerts = [event(alert_id=str(n), layer=f"blocks.{n}.attn", step=10) for n in range(400)]
+    write(TensorBoardLogger(tmp_path), info(), record(10), *alerts, record(20))
+    get = serve(tmp_path)
+    assert [entry["step"] for entry in text(get, "attention/alerts")] == [10]
+    assert series(get, "attention/open_alerts") == {10: 400, 20: 400}
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 500_000
+
+
+def test_an_alert_is_written_when_nothing_comes_for_a_while(
+    tmp_path: Path, serve: Callable[[Path], Get]
+) -> None:
+    logger = TensorBoardLogger(tmp_path, flush_secs=1000)
+    logger.open(info())
+    logger.log(record(10))
+    logger.alert(event(step=10))
+    logger.flush()
+    get = serve(tmp_path)
+    assert [entry["step"] for entry in text(get, "attention/alerts")] == [10]
+    logger.flush()
+    logger.close()
+    assert len(text(serve(tmp_path), "attention/alerts")) == 1
 
 
 def test_alerts_are_one_growing_table(tmp_path: Path, serve: Callable[[Path], Get]) -> None:
@@ -286,6 +370,12 @@ def test_says_when_there_is_nowhere_to_write(tmp_path: Path) -> None:
         TensorBoardLogger(file).open(info())
     with pytest.raises(ConfigurationError, match=r"cannot write to .*; give another log_dir"):
         TensorBoardLogger(file / "below").open(info())
+
+
+@pytest.mark.parametrize("option", ["heatmap_every", "histogram_every", "max_layers"])
+def test_refuses_a_number_that_is_none(tmp_path: Path, option: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{option} is -1; give a whole number"):
+        TensorBoardLogger(tmp_path, **{option: -1})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan])

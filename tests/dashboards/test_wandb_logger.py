@@ -18,12 +18,12 @@ import wandb
 from PIL import Image
 
 from entropy_monitor.dashboards import WandbLogger
-from entropy_monitor.dashboards.aggregates import aggregate_layers, share_grid
+from entropy_monitor.dashboards.grids import head_grid
 from entropy_monitor.dashboards.heatmap import heatmap
-from entropy_monitor.dashboards.wandb_logger import alert_title
-from entropy_monitor.dashboards.whole_model import WholeModel
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.records import HEADS, SCALARS, AlertEvent, Record, RunInfo
+from entropy_monitor.trackers.aggregates import aggregate_layers, entropy_share
+from entropy_monitor.trackers.whole_model import WholeModel
 from tests.dashboards.records_factory import columns, event, info, record, seldom
 
 ROOT = Path(__file__).parents[2]
@@ -149,17 +149,91 @@ def test_heatmap_is_the_picture_of_the_shares(tmp_path: Path) -> None:
     write(WandbLogger(dir=tmp_path), info(), rec)
     recording = Recording(tmp_path)
     with Image.open(recording.media(recording.rows[0], "attention/entropy_share")) as saved:
-        np.testing.assert_array_equal(np.asarray(saved), heatmap(share_grid(rec.heads).share))
+        shares = head_grid(rec.heads, entropy_share(rec.heads))
+        np.testing.assert_array_equal(np.asarray(saved), heatmap(shares.values))
+
+
+def test_histograms_count_every_head(tmp_path: Path) -> None:
+    write(WandbLogger(dir=tmp_path, histogram_every=2), info(), *(record(step) for step in (0, 10, 20)))
+    recording = Recording(tmp_path)
+    names = [f"attention/heads/{name}" for name in ("entropy_share", "max_logit", "sigma_qk")]
+    for name in names:
+        steps = {
+            row["attention/step"]: row[f"{name}.values"] for row in recording.rows if f"{name}.bins" in row
+        }
+        assert steps.keys() == {0, 20}
+        assert all(sum(counts) == 8 for counts in steps.values())
+    assert recording.rows[0]["attention/heads/entropy_share.bins"] == pytest.approx(np.linspace(0, 1, 51))
+
+
+def test_deep_models_do_not_drown_it(tmp_path: Path) -> None:
+    write(
+        WandbLogger(dir=tmp_path, max_layers=4),
+        info(),
+        record(0, layers=200),
+        event(step=0, opened=0, layer="blocks.77.attn"),
+        record(10, layers=200),
+    )
+    recording = Recording(tmp_path)
+    of_layers = {name.split("/")[1] for row in recording.rows for name in row if "/layer_" in name}
+    assert of_layers == {f"layer_{n:02d}" for n in (0, 66, 77, 133, 199)}
+    table = json.loads(recording.media(recording.rows[-1], "attention/layers").read_text())
+    assert [row[:2] for row in table["data"]] == [[n, f"blocks.{n}.attn"] for n in range(200)]
+
+
+def test_metrics_beside_the_main_ones_are_not_drawn_unasked(tmp_path: Path) -> None:
+    write(WandbLogger(dir=tmp_path), info(), record(0))
+    hidden = {
+        metric["name"] for metric in Recording(tmp_path).metrics if metric.get("options", {}).get("hidden")
+    }
+    shown = {"entropy_mean", "entropy_min", "max_logit", "sigma_qk_max", "grad_linf"}
+    named = WholeModel().metrics(aggregate_layers(record(0)))
+    assert hidden == {"attention/step"} | {name for name in named if name.rpartition("/")[2] not in shown}
+
+
+def test_the_summary_says_what_the_run_came_to(tmp_path: Path) -> None:
+    write(
+        WandbLogger(dir=tmp_path),
+        info(),
+        record(10, sigma_qk=2.0),
+        event(step=10, title="It collapses"),
+        record(20, entropy=0.1, max_logit=90.0, sigma_qk=5.0),
+        event("updated", 20, severity="severe", title="It collapses"),
+    )
+    summary = Recording(tmp_path).summary
+    found = {name: summary[f"attention/{name}"] for name in (
+        "verdict", "alerts_severe", "alerts_warning", "open_alerts", "first_alert", "first_alert_step",
+        "last_step", "largest_logit", "largest_logit_at", "sigma_growth",
+    )}  # fmt: skip
+    assert found == {
+        "verdict": "trouble", "alerts_severe": 1, "alerts_warning": 0, "open_alerts": 1,
+        "first_alert": "It collapses", "first_alert_step": 10, "last_step": 20, "largest_logit": 90,
+        "largest_logit_at": "blocks.0.attn, head 0, step 20", "sigma_growth": 2.5,
+    }  # fmt: skip
+    assert summary["attention/lowest_share"] == pytest.approx(0.1 / np.log(16))
+
+
+def test_a_continued_run_keeps_the_extremes_of_its_summary(tmp_path: Path) -> None:
+    settings = wandb.Settings(console="off", silent=True)
+    run = wandb.init(mode="offline", dir=str(tmp_path), settings=settings)
+    run.summary.update({"attention/largest_logit": 500.0, "attention/largest_logit_at": "before"})
+    write(WandbLogger(run), info(session=1), record(10))
+    run.finish()
+    summary = Recording(tmp_path).summary
+    assert (summary["attention/largest_logit"], summary["attention/largest_logit_at"]) == (500, "before")
 
 
 def test_alerts_are_sent_when_they_open_and_when_they_get_worse(tmp_path: Path) -> None:
     write(
-        WandbLogger(dir=tmp_path),
+        WandbLogger(dir=tmp_path, alert_wait=0),
         info(),
         record(10),
         event(step=10),
+        record(20),
         event("updated", 20),
+        record(30),
         event("updated", 30, severity="severe"),
+        record(40),
         event("closed", 40, severity="severe"),
     )
     recording = Recording(tmp_path)
@@ -175,6 +249,31 @@ def test_alerts_are_sent_when_they_open_and_when_they_get_worse(tmp_path: Path) 
     row = dict(zip(table["columns"], table["data"][0], strict=True))
     assert (row["opened"], row["closed"], row["severity"]) == (10, 40, "severe")
     assert recording.summary["attention/open_alerts"] == 0
+
+
+def test_alerts_within_the_wait_are_one_message_and_what_waits_is_sent_at_the_end(tmp_path: Path) -> None:
+    alerts = [event(step=10, alert_id=str(n), title=f"alert {n}") for n in range(3)]
+    late = event(step=20, opened=20, alert_id="late", title="late")
+    write(WandbLogger(dir=tmp_path), info(), record(10), *alerts, record(20), late, record(30), record(40))
+    recording = Recording(tmp_path)
+    assert [a["title"] for a in recording.alerts] == ["[warning] 3 alerts: alert 0", "[warning] late"]
+    tabled = [row["attention/step"] for row in recording.rows if "attention/alerts.path" in row]
+    assert tabled == [20, 40]
+
+
+def test_an_alert_is_told_when_nothing_comes_for_a_while(tmp_path: Path) -> None:
+    settings = wandb.Settings(console="off", silent=True)
+    run = wandb.init(mode="offline", dir=str(tmp_path), settings=settings)
+    logger = WandbLogger(run)
+    logger.open(info())
+    logger.log(record(10))
+    logger.alert(event())
+    logger.flush()
+    run.finish()  # before the logger could tell anything more
+    logger.close()
+    recording = Recording(tmp_path)
+    assert len(recording.alerts) == 1
+    assert recording.summary["attention/verdict"] == "watch"
 
 
 def test_of_scalars_the_last_since_the_record_before_counts(tmp_path: Path) -> None:
@@ -237,6 +336,11 @@ def test_only_rank_0_logs_and_closing_twice_does_nothing(tmp_path: Path) -> None
     assert wandb.run is None
 
 
+def test_refuses_a_wait_that_is_none() -> None:
+    with pytest.raises(ConfigurationError, match="alert_wait is -5; give a number of seconds"):
+        WandbLogger(alert_wait=-5)
+
+
 def test_refuses_to_open_twice() -> None:
     logger = WandbLogger(mode="disabled")
     logger.open(info())
@@ -245,15 +349,7 @@ def test_refuses_to_open_twice() -> None:
     logger.close()
 
 
-@pytest.mark.parametrize("option", ["heads_table_every", "heatmap_every"])
+@pytest.mark.parametrize("option", ["heads_table_every", "heatmap_every", "histogram_every", "max_layers"])
 def test_refuses_an_interval_that_is_none(option: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"{option} is -1; give a whole number of records"):
+    with pytest.raises(ConfigurationError, match=f"{option} is -1; give a whole number"):
         WandbLogger(**{option: -1})  # type: ignore[arg-type]
-
-
-def test_titles_fit_and_keep_both_ends() -> None:
-    title = alert_title(event(title="Entropy collapse in " + "encoder.layers." * 9 + "11.self_attn").alert)
-    assert len(title) == 63
-    assert title.startswith("[warning] Entropy collapse in")
-    assert title.endswith(".11.self_attn")
-    assert alert_title(event(title="two\nlines").alert) == "[warning] two lines"

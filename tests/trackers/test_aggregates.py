@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from entropy_monitor.dashboards.aggregates import (
+from entropy_monitor.records import HEADS, LAYERS, Record
+from entropy_monitor.trackers.aggregates import (
     HEAD_METRICS,
     LAYER_METRICS,
     aggregate_layers,
     entropy_share,
-    share_grid,
+    metric_words,
 )
-from entropy_monitor.dashboards.whole_model import WholeModel
-from entropy_monitor.records import HEADS, LAYERS, Record
+from entropy_monitor.trackers.whole_model import WholeModel
 from tests.dashboards.records_factory import bare, columns, head_row, layer_row, record
 
 
@@ -110,7 +110,6 @@ def test_layer_rows_without_heads_are_kept() -> None:
 def test_an_empty_record_has_nothing_to_show() -> None:
     rec = Record(0, HEADS.empty())
     assert WholeModel().metrics(aggregate_layers(rec)) == {}
-    assert share_grid(rec.heads).share.size == 0
 
 
 def test_layer_metrics_are_the_norms_of_the_table() -> None:
@@ -125,14 +124,9 @@ def test_entropy_share_is_null_where_a_row_sees_one_key() -> None:
     assert math.isnan(share[1])
 
 
-def test_grid_places_heads_whatever_the_order_of_rows() -> None:
-    rows = [
-        head_row(0, 4, 1, entropy=0.25, max_entropy=1.0),
-        head_row(0, 2, 2, entropy=0.5, max_entropy=1.0),
-        head_row(0, 4, 0, entropy=0.125, max_entropy=1.0),
-        head_row(0, 4, 0, entropy=1.0, max_entropy=1.0, call=1),
-    ]
-    grid = share_grid(bare(0, rows).heads)
-    assert grid.layers == (2, 4, 4)
-    nan = math.nan
-    np.testing.assert_array_equal(grid.share, [[nan, nan, 0.5], [0.125, 0.25, nan], [1.0, nan, nan]])
+def test_every_metric_is_said_in_words_with_its_unit() -> None:
+    assert metric_words("entropy_min") == (
+        "mean attention entropy of the rows read, nats, before dropout; least over heads"
+    )
+    assert metric_words("grad_linf") == "largest absolute gradient of the attention weights"
+    assert all(metric_words(name) for name in (*HEAD_METRICS, *LAYER_METRICS))

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from entropy_monitor.dashboards.aggregates import aggregate_layers
-from entropy_monitor.dashboards.whole_model import SURE_AFTER, WholeModel
 from entropy_monitor.records import HEADS, Record
 from entropy_monitor.schedule import IN_FULL
+from entropy_monitor.trackers.aggregates import aggregate_layers
+from entropy_monitor.trackers.whole_model import SURE_AFTER, WholeModel
 from tests.dashboards.records_factory import bare, head_row, seldom
 
 

@@ -1,4 +1,4 @@
-"""From a record's rows to the few numbers a layer that a dashboard draws, and their names.
+"""From a record's rows to the few numbers a layer that a tracker draws, and their names.
 
 A layer's heads are reduced in float64. What is not known (null) is left out, never drawn as 0: a
 metric that no head knows has no value at all. A reading that is not finite is kept, and shows in
@@ -44,6 +44,20 @@ _NULLABLE = {column.name: column.nullable for column in HEADS.columns}
 LAYER_METRICS: tuple[str, ...] = tuple(c.name for c in LAYERS.columns if c.nullable)
 """Metrics of a layer that `layers` holds: norms of its weights, gradients and updates."""
 
+_OVER_HEADS: dict[Reduction, str] = {
+    "mean": "mean over heads",
+    "min": "least over heads",
+    "max": "largest over heads",
+}
+
+
+def metric_words(metric: str) -> str:
+    """What a metric is, with its unit: of `entropy_min`, of `grad_linf`, and so on."""
+    if metric in HEAD_METRICS:
+        column, how = HEAD_METRICS[metric]
+        return f"{HEADS[column].doc}; {_OVER_HEADS[how]}"
+    return LAYERS[metric].doc
+
 
 @dataclass(frozen=True)
 class LayerAggregate:
@@ -85,13 +99,13 @@ def aggregate_layers(record: Record) -> list[LayerAggregate]:
     counts: dict[tuple[int, int], int] = {}
     heads = record.heads
     if len(heads["head"]):
-        order, starts = _groups(heads)
+        order, starts = call_groups(heads)
         sizes = np.diff(np.append(starts, len(order)))
         reduced = [
             (
                 metric,
                 _NULLABLE[column],
-                _reduce(_numbers(heads, column)[order], starts, how, _NULLABLE[column]),
+                _reduce(numbers(heads, column)[order], starts, how, _NULLABLE[column]),
             )
             for metric, (column, how) in HEAD_METRICS.items()
         ]
@@ -106,7 +120,7 @@ def aggregate_layers(record: Record) -> list[LayerAggregate]:
                 for metric, nullable, column in lists
                 if not (nullable and math.isnan(column[group]))
             }
-    of_layers = {metric: _numbers(record.layers, metric).tolist() for metric in LAYER_METRICS}
+    of_layers = {metric: numbers(record.layers, metric).tolist() for metric in LAYER_METRICS}
     for row, index in enumerate(record.layers["layer_index"]):
         key = int(index), 0
         names.setdefault(key, str(record.layers["layer"][row]))
@@ -120,46 +134,22 @@ def entropy_share(heads: Columns) -> FloatArray:
 
     Null (NaN) where rows see a single key, whose entropy can only be 0. Shape `[rows]`, float64.
     """
-    most = _numbers(heads, "max_entropy")
+    most = numbers(heads, "max_entropy")
     share: FloatArray = np.full(len(most), np.nan)
-    np.divide(_numbers(heads, "entropy"), most, out=share, where=most > 0)
+    np.divide(numbers(heads, "entropy"), most, out=share, where=most > 0)
     return share
 
 
-@dataclass(frozen=True)
-class ShareGrid:
-    """Entropy shares laid out as layers by heads.
-
-    Attributes:
-        share: `[layers and calls, heads]`, float64; NaN where a head is absent or its share is not
-            known.
-        layers: the layer's index, one for each row of `share`; a layer called twice has two rows.
-    """
-
-    share: FloatArray
-    layers: tuple[int, ...]
-
-
-def share_grid(heads: Columns) -> ShareGrid:
-    """Lays the entropy shares of a record out by layer and call (rows) and head (columns)."""
-    if not len(heads["head"]):
-        return ShareGrid(np.empty((0, 0)), ())
-    order, starts = _groups(heads)
-    column = np.asarray(heads["head"], dtype=np.int64)
-    row = np.empty(len(order), dtype=np.int64)
-    row[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(order))))
-    grid = np.full((len(starts), int(column.max()) + 1), np.nan)
-    grid[row, column] = entropy_share(heads)
-    indices = np.asarray(heads["layer_index"])[order[starts]]
-    return ShareGrid(grid, tuple(int(i) for i in indices))
-
-
-def _numbers(table: Columns, column: str) -> FloatArray:
+def numbers(table: Columns, column: str) -> FloatArray:
+    """A column in float64, shape `[rows]`."""
     return np.asarray(table[column], dtype=np.float64)
 
 
-def _groups(heads: Columns) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Row order that puts the heads of a call together, and where in it each call starts."""
+def call_groups(heads: Columns) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Row order that puts the heads of a call together, and where each call starts in it.
+
+    There must be at least one row.
+    """
     index, call = np.asarray(heads["layer_index"]), np.asarray(heads["call"])
     order = np.lexsort((np.asarray(heads["head"]), call, index))
     changed = (np.diff(index[order]) != 0) | (np.diff(call[order]) != 0)

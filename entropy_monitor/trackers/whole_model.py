@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from entropy_monitor.dashboards.aggregates import PREFIX, LayerAggregate, Reduction
+from entropy_monitor.trackers.aggregates import PREFIX, LayerAggregate, Reduction
 
 OVERALL_METRICS: dict[str, Reduction] = {
     "entropy_mean": "mean",
@@ -52,10 +52,17 @@ class WholeModel:
                 overall[metric] = float(numbers.min() if how == "min" else numbers.max())
         return overall
 
-    def metrics(self, layers: list[LayerAggregate]) -> dict[str, float]:
-        """All aggregates of a record under the names shown, such as `attention/all/entropy_min`."""
+    def metrics(
+        self, layers: list[LayerAggregate], shown: list[LayerAggregate] | None = None
+    ) -> dict[str, float]:
+        """A record's metrics under the names that trackers show, such as `attention/all/entropy_min`.
+
+        Args:
+            layers: every call of the record, all of which enter `attention/all/…`.
+            shown: those with metrics of their own; all of them by default.
+        """
         named = {f"{PREFIX}/all/{name}": value for name, value in self.reduce(layers).items()}
-        for layer in layers:
+        for layer in layers if shown is None else shown:
             tag = layer.tag
             for name, value in layer.values.items():
                 named[f"{tag}/{name}"] = value

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entropy_monitor.dashboards.alert_book import AlertBook, earlier_events
 from entropy_monitor.store import RunWriter
+from entropy_monitor.trackers.alert_book import AlertBook, earlier_events
 from tests.dashboards.records_factory import event, info, record
 
 
