@@ -226,11 +226,11 @@ def largest_known(table: pd.DataFrame) -> pd.Series:
 
 
 def lowest_head(heads: pd.DataFrame) -> tuple[str, int, int] | None:
-    """Layer, head and call of the lowest `entropy_share` ever read; None where there is none."""
-    share = with_share(heads)[SHARE].to_numpy(dtype="float64")
-    if not np.isfinite(share).any():
+    """Layer, head and call of the lowest `entropy_share` ever read; of an unknown one the first head."""
+    if heads.empty:
         return None
-    row = heads.iloc[int(np.nanargmin(share))]
+    share = with_share(heads)[SHARE].to_numpy(dtype="float64")
+    row = heads.iloc[int(np.nanargmin(share)) if np.isfinite(share).any() else 0]
     return str(row["layer"]), int(row["head"]), int(row["call"])
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropy_monitor.frames import SHARE, layer_names, scalar
+from entropy_monitor.frames import layer_names, scalar
+from entropy_monitor.plots import Plots
 from entropy_monitor.store import RunData, RunReader, Session, alerts_frame, table_frame
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def load_run(run_dir: str | os.PathLike[str]) -> Run:
@@ -26,7 +25,7 @@ def load_run(run_dir: str | os.PathLike[str]) -> Run:
     return Run(run_dir)
 
 
-class Run:
+class Run(Plots):
     """A run: its tables as DataFrames, read when first asked for and kept until `refresh`.
 
     Sessions and ranks are merged as `store.read_run` says. Entropies in nats; NaN where a value is
@@ -113,38 +112,6 @@ class Run:
             self.__dict__.pop(name, None)
         self.__dict__["_data"] = data
         return self
-
-    def plot_overview(self, layers: Iterable[str] | None = None, *, figure: Figure | None = None) -> Figure:
-        """The run on one page; see `figures.overview`. All plots need matplotlib."""
-        from entropy_monitor import figures
-
-        return figures.overview(self, layers, figure=figure)
-
-    def plot_entropy(self, layers: Iterable[str] | None = None, *, ax: Axes | None = None) -> Axes:
-        """Entropy over steps; see `figures.entropy`."""
-        from entropy_monitor import figures
-
-        return figures.entropy(self, layers, ax=ax)
-
-    def plot_sigma(
-        self, layers: Iterable[str] | None = None, *, column: str = "sigma_qk", ax: Axes | None = None
-    ) -> Axes:
-        """A spectral norm over steps; see `figures.sigma`."""
-        from entropy_monitor import figures
-
-        return figures.sigma(self, layers, column=column, ax=ax)
-
-    def plot_floors(self, layer: str, head: int, call: int = 0, *, ax: Axes | None = None) -> Axes:
-        """One head's entropy above its floors; see `figures.floors`."""
-        from entropy_monitor import figures
-
-        return figures.floors(self, layer, head, call, ax=ax)
-
-    def plot_heatmap(self, column: str = SHARE, *, ax: Axes | None = None) -> Axes:
-        """A column of every head over steps; see `figures.heatmap`."""
-        from entropy_monitor import figures
-
-        return figures.heatmap(self, column, ax=ax)
 
     def __repr__(self) -> str:
         data = self._data

@@ -62,7 +62,7 @@ def test_a_layer_whose_norms_are_never_known_is_named():
     ax = figures.sigma(run)
     assert labels(ax) == ["b.0.attn", "b.1.attn (not known)"]
     assert "not known" not in texts(ax)
-    assert "sigma_qk is not known in this run" in texts(figures.sigma(run, ["b.1.attn"]))
+    assert "σ_QK is not known in this run" in texts(figures.sigma(run, ["b.1.attn"]))
 
 
 def test_a_norm_that_is_not_finite_is_no_gap_to_be_joined_over():

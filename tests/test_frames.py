@@ -125,3 +125,55 @@ def test_smoothing_is_a_centred_mean_that_keeps_gaps():
     short, window = frames.smooth(values[:20])
     assert window == 1
     assert short.equals(values[:20])
+
+
+def test_the_layer_with_the_highest_value_is_kept_where_high_is_bad():
+    table = frames.column_of(make_run(layers=100, steps=2), "sigma_qk")
+    table.loc[table["layer"] == "b.41.attn", "value"] = 9.0
+    chosen, remark = frames.choose_layers(table, None, low_is_bad=False)
+    assert "b.41.attn" in chosen
+    assert remark.endswith("and the one with the highest value")
+    three, remark = frames.choose_layers(table, None, most=3)
+    assert three == ["b.0.attn", "b.50.attn", "b.99.attn"]
+    assert remark == "3 of 100 layers, evenly spaced"
+
+
+def test_thinned_lines_keep_what_can_be_seen():
+    rng = np.random.default_rng(0)
+    lines = [pd.Series(rng.normal(size=10_000)) for _ in range(2)]
+    lines[0][4000:4100] = np.nan
+    places = frames.thinned(*lines, most=400)
+    assert (np.diff(places) > 0).all()
+    assert len(places) <= 520
+    assert places[[0, -1]].tolist() == [0, 9999]
+    for line in lines:
+        kept = line.iloc[places]
+        for start in range(0, 10_000, 100):  # 100 stretches: 400 places, two lines, two ends of each
+            stretch, shown = line[start : start + 100], kept.loc[start : start + 99]
+            if stretch.notna().any():
+                assert (shown.min(), shown.max()) == (stretch.min(), stretch.max())
+    assert lines[0].iloc[places].loc[4000:4099].isna().any()
+
+
+@pytest.mark.parametrize("length", [0, 1, 5])
+def test_short_lines_are_kept_whole(length):
+    assert frames.thinned(pd.Series(np.full(length, np.nan)), most=5).tolist() == list(range(length))
+
+
+def test_a_line_of_nothing_that_is_long_is_no_error():
+    assert len(frames.thinned(pd.Series(np.full(5000, np.nan)))) >= 2
+
+
+def test_growth_is_over_the_first_positive_value_in_order_of_steps():
+    run = make_run(layers=1, heads=2, steps=4, collapsing=True)
+    run.heads["sigma_qk"] = run.heads["sigma_qk"].where(run.heads["head"] == 0, 3 * run.heads["sigma_qk"])
+    run.heads.loc[0, "sigma_qk"] = 0.0
+    shuffled = run.but(heads=run.heads.sample(frac=1.0, random_state=3))
+    grown = frames.growth(frames.column_of(shuffled, "sigma_qk")).sort_index()["value"]
+    assert grown.tolist() == pytest.approx([np.nan, 1, 1, 2, 2, 4, 4, 8], nan_ok=True)
+
+
+def test_the_lowest_head_of_a_run():
+    run = make_run(collapsing=True)
+    assert frames.lowest_head(run.heads) == ("b.0.attn", 1, 0)
+    assert frames.lowest_head(FakeRun().heads) is None

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from entropy_monitor.errors import RunDirectoryError
+from entropy_monitor.plots import Plots
 from entropy_monitor.run import Run, load_run
 from tests.store.samples import MODEL, NAMES, event, info, record, write_run
 
@@ -75,14 +76,18 @@ def test_what_is_no_run_is_refused_at_once(tmp_path: Path) -> None:
         load_run(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["overview", "entropy", "sigma", "floors", "heatmap"])
+PLOTS = [name.removeprefix("plot_") for name in vars(Plots) if name.startswith("plot_")]
+
+
+@pytest.mark.parametrize("name", PLOTS)
 def test_plots_take_what_their_figures_take(name: str) -> None:
     figures = pytest.importorskip("entropy_monitor.figures")
-    method = inspect.signature(getattr(Run, f"plot_{name}")).parameters
-    function = inspect.signature(getattr(figures, name)).parameters
-    assert [(p.name, p.kind, p.default) for p in list(method.values())[1:]] == [
-        (p.name, p.kind, p.default) for p in list(function.values())[1:]
-    ]
+    _, *method = inspect.signature(getattr(Run, f"plot_{name}")).parameters.values()
+    _, *function = inspect.signature(getattr(figures, name)).parameters.values()
+    if method[0].kind is inspect.Parameter.VAR_POSITIONAL:  # further runs: what follows goes by its name
+        method = method[1:]
+        function = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in function]
+    assert [(p.name, p.kind, p.default) for p in method] == [(p.name, p.kind, p.default) for p in function]
 
 
 def test_plots_draw(tmp_path: Path) -> None:
@@ -92,10 +97,15 @@ def test_plots_draw(tmp_path: Path) -> None:
     writer.close()
     run = load_run(tmp_path)
     assert run.plot_overview().axes
+    assert len(run.plot_compare(run).axes) == 3
+    assert len(run.plot_paper_figure_1(run).axes) == 4
+    assert len(run.plot_paper_figure_3(run, run, groups=["a", "a", "b"]).axes) == 4
     for ax in (
         run.plot_entropy(),
         run.plot_sigma(column="sigma_q"),
         run.plot_floors(NAMES[0], 1),
         run.plot_heatmap(),
+        run.plot_heads_map(),
+        run.plot_gradient(),
     ):
         assert ax.has_data()

@@ -1,26 +1,40 @@
-"""Several runs on common axes."""
+"""Several runs compared: their curves, and what became of them over a hyperparameter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.figures import style
-from entropy_monitor.figures.lines import NOTHING, loss_curve
-from entropy_monitor.frames import SHARE, RunTables, column_of, largest_known, scalar
+from entropy_monitor.figures.labels import label
+from entropy_monitor.figures.layers import loss
+from entropy_monitor.figures.several import (
+    as_runs,
+    draw_largest,
+    draw_run,
+    looks_of,
+    say_if_empty,
+    values_of,
+)
+from entropy_monitor.frames import SHARE, RunTables, thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 
-def compare(runs: Sequence[RunTables], *, figure: Figure | None = None) -> Figure:
+def compare(
+    runs: RunTables | Sequence[RunTables],
+    *,
+    axes: Sequence[Axes] | None = None,
+    figure: Figure | SubFigure | None = None,
+) -> Figure:
     """Loss, share of the maximal entropy and largest σ_QK of several runs over training steps.
 
     Args:
         runs: runs as `load_run` returns them, one colour each.
-        figure: an empty figure to draw on; None makes one.
+        axes: three axes to draw on.
+        figure: an empty figure to draw on, instead of axes; None makes one.
 
     Returns:
         The figure, with three axes. In the second a line is the mean over all heads, the thin
@@ -28,42 +42,28 @@ def compare(runs: Sequence[RunTables], *, figure: Figure | None = None) -> Figur
         heads.
 
     Raises:
-        ConfigurationError: there are no runs.
+        ConfigurationError: there are no runs, or not three axes.
     """
-    if not runs:
-        raise ConfigurationError("runs is empty; give at least one run to draw")
-    figure = figure if figure is not None else style.new_figure(8.6, 6.6)
-    loss, share, sigma = figure.subplots(3, 1, sharex=True)
-    looks = [
-        (style.OKABE_ITO[i % len(style.OKABE_ITO)], style.DASHES[i // len(style.OKABE_ITO) % 4])
-        for i in range(len(runs))
-    ]
-    names = style.short([run.name for run in runs])
-    measured = positive = False
-    for run, name, (colour, dashes) in zip(runs, names, looks, strict=True):
-        loss_curve(loss, scalar(run), colour=colour, label=name, dashes=dashes)
-        by_step = column_of(run, SHARE).groupby("step")["value"]
-        mean, lowest = by_step.mean(), by_step.min()
-        look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.6}
-        share.plot(mean.index, mean, **look, **style.lone_dots(mean), label=name)
-        share.plot(lowest.index, lowest, ":", color=colour, linewidth=1.0, **style.lone_dots(lowest))
-        largest = largest_known(column_of(run, "sigma_qk"))
-        largest = largest.where(largest > 0)
-        sigma.plot(largest.index, largest, **look, **style.lone_dots(largest))
-        measured |= bool(mean.notna().any())
-        positive |= bool(largest.notna().any())
-    if positive:
-        sigma.set_yscale("log")
-    if not measured:
-        style.say(share, NOTHING)
-    _finish(loss, share, sigma)
-    return figure
-
-
-def _finish(loss: Axes, share: Axes, sigma: Axes) -> None:
-    style.dress(loss, "loss, running mean (×: not finite)", "loss", xlabel="")
+    given = as_runs(runs)
+    looks = looks_of(given)
+    figure, (top, share, sigma) = style.panels((3, 1), axes, figure, (style.DOUBLE_COLUMN, 5.6), sharex=True)
+    loss(given, ax=top)
+    drawn = top.get_legend()
+    if drawn is not None:
+        drawn.remove()
+    for run, look in zip(given, looks, strict=True):
+        by_step = values_of(run, SHARE).groupby("step")["value"]
+        draw_run(share, by_step.mean(), look)
+        lowest = by_step.min()
+        lowest = lowest.iloc[thinned(lowest)]
+        share.plot(lowest.index, lowest, ":", color=look.colour, linewidth=1.0, **style.lone_dots(lowest))
+    say_if_empty(share)
+    draw_largest(sigma, [values_of(run, "sigma_qk") for run in given], looks)
+    style.dress(top, "loss, running mean (×: not finite)", "loss", xlabel="")
     style.dress(share, "entropy / maximum: mean over heads (dotted: lowest head)", "share", xlabel="")
-    style.dress(sigma, "largest spectral norm of W_K W_Qᵀ of any head", "σ_QK (log)")
+    style.dress(sigma, "largest spectral norm of W_K W_Qᵀ of any head", label("sigma_qk").split(" = ")[0])
     share.set_ylim(0.0, 1.03)
     style.integer_steps(sigma)
-    style.legend_beside(loss, "run", of=share)
+    below = style.narrow(sigma)
+    style.legend_outside(sigma if below else top, "run", of=share)
+    return style.whole(figure)

@@ -1,4 +1,4 @@
-"""Pictures of many values at once: layers and heads over training, one attention map."""
+"""Pictures of many values at once: layers and heads over training, attention maps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import MaxNLocator
 
+from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.figures import style
-from entropy_monitor.figures.lines import NOTHING, plain_title
+from entropy_monitor.figures.labels import label, low_is_bad, spans_decades, symbol
+from entropy_monitor.figures.lines import NOTHING, title_of
 from entropy_monitor.frames import SHARE, RunTables, column_of, layer_names
 
 if TYPE_CHECKING:
@@ -42,17 +44,19 @@ def heatmap(run: RunTables, column: str = SHARE, *, ax: Axes | None = None) -> A
         ConfigurationError: no table has that column.
     """
     table = column_of(run, column)
-    low_is_bad = column == SHARE or "entropy" in column or column.startswith("floor")
-    grid, remark = _grid(table, low_is_bad=low_is_bad)
-    height = min(9.0, max(2.4, 1.1 + 0.12 * len(grid)))
-    ax = style.axes_on(ax, 8.6, height)
+    grid, remark = _grid(table, lowest=low_is_bad(column))
+    height = min(8.0, max(2.4, 1.1 + 0.1 * len(grid)))
+    ax = style.axes_on(ax, height=height)
     ax.set_facecolor(style.NOT_KNOWN)
     if grid.empty or not grid.notna().to_numpy().any():
-        style.say(ax, NOTHING if grid.empty else f"{column} is not known in this run")
+        style.say(ax, NOTHING if grid.empty else f"{symbol(column)} is not known in this run")
     else:
         _paint(ax, grid, column)
-    style.dress(ax, plain_title(run, f"{_label(column)} of every head"), "layer, heads from 0 down")
-    style.note(ax, remark)
+    of_heads = "head" in table.columns
+    what = f"{symbol(column)} of every {'head' if of_heads else 'layer'}"
+    ylabel = "layer, heads from 0 down" if of_heads else "layer"
+    longest = max((len(text.get_text()) for text in ax.get_yticklabels()), default=0)
+    style.dress(ax, title_of(run, what), ylabel, remark=remark, beside=0.35 + 0.055 * longest)
     ax.grid(visible=False)
     style.integer_steps(ax)
     return ax
@@ -79,11 +83,36 @@ def attention_map(values: Any, ax: Axes | None = None) -> Axes:
     ax.grid(visible=False)
     style.integer_steps(ax)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    _colour_bar(ax, image, "weight")
+    colour_bar(ax, image, "weight")
     return ax
 
 
-def _grid(table: pd.DataFrame, *, low_is_bad: bool) -> tuple[pd.DataFrame, str]:
+def alert_map(run: RunTables, alert: int = 0, *, ax: Axes | None = None) -> Axes:
+    """The attention map that was stored with an alert: its worst head when it was last measured.
+
+    Args:
+        run: a run as `load_run` returns it.
+        alert: which row of `run.alerts`, from 0.
+        ax: where to draw; None makes a figure, the axes' `figure`.
+
+    Raises:
+        ConfigurationError: the run has no such alert, or no map was stored with it.
+    """
+    count = len(run.alerts)
+    if not -count <= alert < count:
+        raise ConfigurationError(f"alert is {alert}; run {run.name!r} has {count} alerts, counted from 0")
+    row = run.alerts.iloc[alert]
+    evidence = row["evidence"] or {}
+    if evidence.get("map") is None:
+        raise ConfigurationError(f"no attention map was stored with alert {alert} of run {run.name!r}")
+    ax = attention_map(evidence["map"], ax=ax)
+    place = f"{style.short([str(row['layer'])])[0]}, head {evidence.get('worst_head', '?')}"
+    style.dress(ax, place, "query", xlabel="key")
+    ax.grid(visible=False)
+    return ax
+
+
+def _grid(table: pd.DataFrame, *, lowest: bool) -> tuple[pd.DataFrame, str]:
     """A row per (layer, call, head) in order of execution, a column per step; and a remark."""
     if table.empty:
         return pd.DataFrame(), ""
@@ -100,16 +129,16 @@ def _grid(table: pd.DataFrame, *, low_is_bad: bool) -> tuple[pd.DataFrame, str]:
     )
     everything = bool(table["known"].all())
     remarks = []
-    how = "min" if low_is_bad else "max"
+    how = "min" if lowest else "max"
     rows = ["rank", "call", "head"]
     if len(keys[rows].drop_duplicates()) > _MOST_ROWS:
         rows = ["rank"]
-        remarks.append(f"a row per layer: its {'lowest' if low_is_bad else 'largest'} head")
+        remarks.append(f"a row per layer: its {'lowest' if lowest else 'largest'} head")
     steps = np.unique(keys["step"].to_numpy())
     stride = -(-len(steps) // _MOST_COLUMNS)
     shown = steps[::stride]
     if stride > 1:
-        remarks.append(f"every {stride}th measured step")
+        remarks.append(f"1 of {stride} measured steps")
     # Thinned before the gaps are closed, a column read in every fourth step could be left with none.
     if everything and stride > 1:
         keys = keys[keys["step"].isin(shown)]
@@ -144,7 +173,7 @@ def _paint(ax: Axes, grid: pd.DataFrame, column: str) -> None:
         np.arange(len(grid) + 1, dtype=np.float64),
         values,
         cmap=colormaps["viridis"],
-        norm=_norm(values, column),
+        norm=norm_of(values, column),
         rasterized=True,
     )
     ax.set_ylim(len(grid), 0)
@@ -156,14 +185,15 @@ def _paint(ax: Axes, grid: pd.DataFrame, column: str) -> None:
     ax.tick_params(axis="y", length=0)
     if len(starts) <= _MOST_LABELS and len(grid) > len(starts):
         ax.hlines(starts[1:], *ax.get_xlim(), color="white", linewidth=1.2)
-    _colour_bar(ax, mesh, _label(column))
+    colour_bar(ax, mesh, label(column))
 
 
-def _norm(values: np.ma.MaskedArray[Any, Any], column: str) -> Normalize:
+def norm_of(values: np.ma.MaskedArray[Any, Any], column: str) -> Normalize:
+    """The colour scale of a column: 0 to 1 for shares, logarithmic for norms that differ."""
     low, high = float(values.min()), float(values.max())
     if column == SHARE:
         return Normalize(0.0, 1.0)
-    if column.startswith(("sigma", "grad", "update_sigma")) and 0 < low < high:
+    if spans_decades(column) and 0 < low < high:
         return LogNorm(low, high)
     return Normalize(low, high if high > low else low + 1.0)
 
@@ -176,12 +206,10 @@ def _edges(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.concatenate([[2 * steps[0] - middle[0]], middle, [2 * steps[-1] - middle[-1]]])
 
 
-def _colour_bar(ax: Axes, mappable: Any, label: str) -> None:
+def colour_bar(ax: Axes, mappable: Any, text: str) -> None:
+    """A scale beside the axes."""
+    small = style.narrow(ax)
     bar = ax.figure.colorbar(mappable, ax=ax, pad=0.02)
-    bar.set_label(label, fontsize=8, color=style.INK)
-    bar.ax.tick_params(labelsize=8, colors=style.INK)
+    bar.set_label(text, fontsize=7.5 if small else 8, color=style.INK)
+    bar.ax.tick_params(labelsize=7 if small else 8, colors=style.INK)
     bar.outline.set_visible(False)
-
-
-def _label(column: str) -> str:
-    return "entropy / maximum" if column == SHARE else column
