@@ -29,7 +29,6 @@ def headers(*, framed: bool) -> Mapping[str, str]:
     policy = {**_POLICY, "frame-ancestors": "'self'" if framed else "'none'"}
     return {
         "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
-        "Cross-Origin-Opener-Policy": "same-origin",
         "Cross-Origin-Resource-Policy": "same-origin",
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",

@@ -6,17 +6,20 @@ import { plain } from "./words.js";
 
 const OPTIONS = {
   displaylogo: false,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+  // Named one by one: among plotly's own there is one that sends the chart to a server elsewhere.
+  modeBarButtons: [["toImage", "resetScale2d"]],
+  plotlyServerURL: "",
 };
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif';
 const TOP = 26;
 const BOTTOM = 40;
-const GAP = 34;
+const GAP = 36;
 const MOST_LINES = 40;
 
 /** A chart that fits its place. `label` says to those who cannot see it what it shows. */
 export class Chart {
-  constructor(label, height) {
+  constructor(label, height, hasTools = true) {
+    this.hasTools = hasTools;
     this.element = h("div", { class: "chart", role: "img", "aria-label": label, style: `height:${height}px` });
     this.onclick = null;
     this.isDrawn = false;
@@ -34,7 +37,7 @@ export class Chart {
   /** Draw; the reader's zoom stays while `revision` does. */
   async draw(traces, layout, revision) {
     const whole = { ...dressed(layout), uirevision: revision };
-    await Plotly.react(this.element, traces, whole, OPTIONS);
+    await Plotly.react(this.element, traces, whole, { ...OPTIONS, displayModeBar: this.hasTools ? "hover" : false });
     if (!this.isDrawn) {
       this.isDrawn = true;
       this.element.on("plotly_click", (event) => this.onclick && this.onclick(event.points[0]));
@@ -65,9 +68,9 @@ function dressed(layout) {
     font: { family: FONT, size: 11, color: colour("ink") },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 56, r: 12, t: TOP, b: BOTTOM },
+    margin: { l: 52, r: 30, t: TOP, b: BOTTOM },
     hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink"), size: 12 }, namelength: -1 },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("quiet"), activecolor: colour("ink") },
+    modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: colour("quiet"), activecolor: colour("ink") },
     dragmode: "zoom",
     showlegend: false,
     ...layout,
@@ -90,8 +93,8 @@ function axisLook() {
 /**
  * The layout of panels one above the other over one step axis.
  *
- * Of each panel: `title`, its share of the height `weight`, `type` ("log" or "linear"), `range`, and `traces`, which
- * are told their axes and legends here. Returns { traces, layout }.
+ * Of each panel: `title`, its share of the height `weight`, what else its `axis` is told, and `traces`, which are told
+ * their axes and legends here. Returns { traces, layout }.
  */
 export function stacked(panels, height, more) {
   const inner = height - TOP - BOTTOM;
@@ -104,10 +107,10 @@ export function stacked(panels, height, more) {
   panels.forEach((panel, i) => {
     const nth = i ? String(i + 1) : "";
     const bottom = Math.max(0, top - unit * (panel.weight || 1));
-    layout[`yaxis${nth}`] = { domain: [bottom, top], type: panel.type || "linear", nticks: 5, ...panel.axis };
+    layout[`yaxis${nth}`] = { domain: [bottom, top], nticks: 5, ...panel.axis };
     layout[`legend${nth}`] = {
-      orientation: "h", x: 1, xanchor: "right", y: top, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)",
-      font: { size: 10.5, color: colour("quiet") }, itemwidth: 30, tracegroupgap: 0,
+      ...(panel.legendBeside ? { x: 1.02, xanchor: "left", y: top, yanchor: "top" } : { orientation: "h", x: 1, xanchor: "right", y: top, yanchor: "bottom" }),
+      bgcolor: "rgba(0,0,0,0)", font: { size: 10.5, color: colour("quiet") }, itemwidth: 30, tracegroupgap: 0, traceorder: "normal",
     };
     layout.annotations.push({
       text: plain(panel.title), x: 0, xref: "paper", xanchor: "left", y: top, yref: "paper", yanchor: "bottom",
@@ -146,8 +149,8 @@ export function broken(steps, foot) {
   };
 }
 
-/** Whether values spread so far that only a logarithm shows them all. */
-export function wantsLog(...series) {
+/** A linear axis, or a logarithmic one where values spread so far that no other shows them all. */
+export function axisFor(...series) {
   let low = Infinity;
   let high = 0;
   for (const values of series) {
@@ -158,7 +161,13 @@ export function wantsLog(...series) {
       }
     }
   }
-  return low > 0 && high / low > 30 ? "log" : "linear";
+  if (!(low > 0 && high / low > 30)) return { type: "linear" };
+  return { type: "log", dtick: high / low > 300 ? Math.ceil(Math.log10(high / low) / 5) : "D2" };
+}
+
+/** A panel's title, which says where its axis is logarithmic. */
+export function titled(text, axis) {
+  return axis.type === "log" ? `${text} (log scale)` : text;
 }
 
 /** Vertical lines where alerts opened, the worst ones if there are many, and at the step that is looked at. */

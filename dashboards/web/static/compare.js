@@ -1,6 +1,6 @@
 // Runs compared: loss, entropy and σ_QK of each in one colour.
 
-import { Chart, line, wantsLog } from "./charts.js";
+import { Chart, axisFor, line, titled } from "./charts.js";
 import { colour, runLine } from "./theme.js";
 import { plain } from "./words.js";
 
@@ -13,16 +13,16 @@ const NARROW = 820;
 
 export class Compare {
   constructor() {
-    this.chart = new Chart("Loss, entropy and largest σ_QK of the runs compared", 220);
+    this.chart = new Chart("Loss, entropy and largest σ_QK of the runs compared", 200);
     this.element = this.chart.element;
   }
 
   /** `runs`: [{ name, summary }] in the order of their colours. */
   show(runs) {
     const isNarrow = this.element.clientWidth < NARROW;
-    this.chart.height = isNarrow ? 560 : 220;
+    this.chart.height = isNarrow ? 560 : 200;
     const traces = [];
-    const layout = { annotations: [], hovermode: "x unified", margin: { l: 44, r: 8, t: 24, b: 36 } };
+    const layout = { annotations: [], hovermode: "x unified", margin: { l: 40, r: 28, t: 24, b: 26 } };
     PANELS.forEach((panel, i) => {
       const nth = i ? String(i + 1) : "";
       const known = runs.filter(({ summary }) => panel.of(summary).steps.length);
@@ -38,12 +38,10 @@ export class Compare {
       const [from, to] = [i * 0.345, i * 0.345 + 0.31];
       const [bottom, top] = isNarrow ? [1 - (i + 1) * 0.36 + 0.08, 1 - i * 0.36] : [0, 1];
       layout[`xaxis${nth}`] = { domain: isNarrow ? [0, 1] : [from, to], anchor: `y${nth}`, matches: i ? "x" : undefined, tickformat: ",d", hoverformat: ",d", nticks: 6 };
-      layout[`yaxis${nth}`] = {
-        domain: [Math.max(0, bottom), top], anchor: `x${nth}`, nticks: 5, range: panel.range,
-        type: panel.canLog ? wantsLog(...known.map(({ summary }) => panel.of(summary).values)) : "linear",
-      };
+      const axis = panel.canLog ? axisFor(...known.map(({ summary }) => panel.of(summary).values)) : {};
+      layout[`yaxis${nth}`] = { domain: [Math.max(0, bottom), top], anchor: `x${nth}`, nticks: 5, range: panel.range, ...axis };
       layout.annotations.push({
-        text: plain(panel.title), x: isNarrow ? 0 : from, y: top, xref: "paper", yref: "paper", xanchor: "left",
+        text: plain(titled(panel.title, axis)), x: isNarrow ? 0 : from, y: top, xref: "paper", yref: "paper", xanchor: "left",
         yanchor: "bottom", showarrow: false, font: { size: 11.5, color: colour("ink") },
       });
     });

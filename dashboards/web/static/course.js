@@ -1,12 +1,13 @@
 // The run's course in the form of the paper's Figure 1: alerts and loss above, a figure of the layers below.
 
-import { Chart, band, broken, line, stacked, stepLines, wantsLog } from "./charts.js";
+import { Chart, axisFor, band, broken, line, stacked, stepLines, titled } from "./charts.js";
 import { choice, fill, h, keepingFocus } from "./dom.js";
 import { colour, depthColours, faded, severityColour } from "./theme.js";
 import { SEVERITIES, plain, shorten } from "./words.js";
 
 const HEIGHT = 600;
 const MOST_LAYERS = 24;
+const LEGEND = 196; // pixels beside the panels, for the layers' names
 
 export class Course {
   /** `oncolumn(name)`, `onlayers(places or null)`, `onstep(step)`, `onalert(alert)`: what the reader chose. */
@@ -43,9 +44,9 @@ export class Course {
 
   draw({ curves, column, layers, loss, alerts, step, lastStep, revision }) {
     this.alerts = alerts;
-    this.remark.textContent = curves.remark ? `Shown: ${curves.remark}.` : "";
+    this.remark.textContent = `Lines are means over a layer's heads, bands reach from the lowest head to the highest.${curves.remark ? ` Shown: ${curves.remark}.` : ""}`;
     const panels = [alertPanel(alerts, lastStep), lossPanel(loss), layersPanel(curves, column, layers)].filter(Boolean);
-    const { traces, layout } = stacked(panels, HEIGHT, {});
+    const { traces, layout } = stacked(panels, HEIGHT, { margin: { l: 52, r: LEGEND, t: 26, b: 40 } });
     this.chart.label(`Loss and ${column.label} of ${curves.layers.length} layers over training steps`);
     return this.chart.draw(traces, { ...layout, shapes: stepLines(alerts, step) }, revision);
   }
@@ -87,17 +88,16 @@ function lossPanel(loss) {
 
 function layersPanel(curves, column, layers) {
   const colours = depthColours(curves.layers.length);
-  const type = column.scale === "log" ? wantsLog(...curves.layers.map((c) => c.low), ...curves.layers.map((c) => c.high)) : "linear";
-  const bands = curves.layers.flatMap((curve, i) => band(curve.steps, curve.low, curve.high, colours[i], 0.13));
+  const axis = column.scale === "log" ? axisFor(...curves.layers.map((c) => c.low), ...curves.layers.map((c) => c.high)) : {};
+  const bands = curves.layers.flatMap((curve, i) => band(curve.steps, curve.low, curve.high, colours[i], 0.22 / Math.sqrt(curves.layers.length)));
   const means = curves.layers.map((curve, i) => line(shorten(layers[curve.layer].name, 24), curve.steps, curve.mean, { color: colours[i], width: 2 }));
   const maxima = distinct(curves.maximum).map((curve, i) =>
     line("maximum", curve.steps, curve.mean, { color: colour("quiet"), dash: "dot", width: 1.4 }, { showlegend: i === 0 }));
   const unit = column.unit ? `, ${column.unit}` : "";
   const isShare = column.scale === "share";
   return {
-    title: `${column.label}${unit}: mean of each layer's heads, in a band from the lowest to the highest${type === "log" ? " (log scale)" : ""}`,
-    weight: 2.2, type, traces: [...bands, ...maxima, ...means],
-    axis: { ...(isShare ? { range: [-0.02, 1.04], tickformat: ".0%" } : {}), ...(column.unit === "nats" ? { rangemode: "tozero" } : {}) },
+    title: titled(`${column.label}${unit}`, axis), weight: 2.2, legendBeside: true, traces: [...bands, ...maxima, ...means],
+    axis: { ...axis, ...(isShare ? { range: [-0.02, 1.04], tickformat: ".0%" } : {}), ...(column.unit === "nats" ? { rangemode: "tozero" } : {}) },
   };
 }
 

@@ -10,11 +10,12 @@ const MAP_SIZE = 290;
 
 export class Evidence {
   constructor() {
-    this.chart = new Chart("", MAP_SIZE);
+    this.chart = new Chart("", MAP_SIZE, false);
     this.caption = h("figcaption", {});
     this.figure = h("figure", { class: "attention-map" }, this.chart.element, this.caption);
     this.words = h("div", { class: "evidence-words" });
-    this.element = h("article", { class: "card evidence", "aria-live": "off" }, this.words, this.figure);
+    this.measured = h("div", { class: "evidence-figures" });
+    this.element = h("article", { class: "card evidence" }, this.words, this.figure, this.measured);
   }
 
   /** Say all but the map, which `drawMap` adds once it is there. */
@@ -28,6 +29,9 @@ export class Evidence {
       h("p", { class: "quiet" }, [alert.kind.replaceAll("_", " "), alert.layer || "the whole run", heads, `opened at step ${whole(alert.opened)}`, `last changed at step ${whole(alert.updated)}`, stateOf(alert)].filter(Boolean).join(" · ")),
       h("p", { class: "message" }, withCode(alert.message)),
       alert.advice ? h("div", { class: "todo" }, h("h5", {}, "What to do"), h("p", { class: "message" }, withCode(alert.advice))) : null,
+    );
+    fill(
+      this.measured,
       alert.evidence.length
         ? [h("h5", {}, "Measured"), h("dl", { class: "figures" }, alert.evidence.map(([label, text]) => h("div", {}, h("dt", {}, label), h("dd", {}, text))))]
         : null,

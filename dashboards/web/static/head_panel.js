@@ -1,6 +1,6 @@
 // One head in full: entropy between its floor and its maximum, what drives it, and the loss, over one step axis.
 
-import { Chart, band, broken, line, stacked, stepLines, wantsLog } from "./charts.js";
+import { Chart, axisFor, band, broken, line, stacked, stepLines, titled } from "./charts.js";
 import { choice, h } from "./dom.js";
 import { colour } from "./theme.js";
 import { number, reading, shorten } from "./words.js";
@@ -52,7 +52,7 @@ export class HeadPanel {
   /** `head` and `loss` as the source gives them; `alerts` those that name this head or the whole run. */
   draw({ head, loss, alerts, step, height, revision }) {
     this.alerts = alerts;
-    this.height = Math.min(MOST_HEIGHT, Math.max(LEAST_HEIGHT, height || 0));
+    this.height = fitting(height);
     this.chart.height = this.height;
     this.note.hidden = !head.broken.length;
     this.note.textContent = head.broken.length ? `Entropy was not finite at ${head.broken.length === 100 ? "100 or more" : number(head.broken.length)} of the measured steps.` : "";
@@ -62,9 +62,22 @@ export class HeadPanel {
     return this.chart.draw(traces, { ...layout, shapes: stepLines(alerts, step) }, revision);
   }
 
+  /** Pixels of what stands above the chart. */
+  get above() {
+    return this.chart.element.offsetTop - this.element.offsetTop;
+  }
+
+  wouldDiffer(height) {
+    return this.height !== undefined && Math.abs(fitting(height) - this.height) > 12;
+  }
+
   move(step) {
     if (this.alerts) this.chart.mark(stepLines(this.alerts, step));
   }
+}
+
+function fitting(height) {
+  return Math.min(MOST_HEIGHT, Math.max(LEAST_HEIGHT, height));
 }
 
 function known(series, name) {
@@ -86,9 +99,9 @@ function entropyPanel({ series, broken: gone }) {
   const drawn = lines(series, [
     ["max_entropy", "maximum", quiet, { dash: "dot" }],
     ["entropy", "entropy", BLUE, { width: 2.4 }],
-    ["floor_row", "floor: row logits", ORANGE, { dash: "dash" }],
-    ["floor_activation", "floor: q·k norms", GREEN, { dash: "dashdot" }],
-    ["floor_weights", "floor: weights", PINK, { dash: "dot", visible: "legendonly" }],
+    ["floor_row", "row floor", ORANGE, { dash: "dash" }],
+    ["floor_activation", "q·k floor", GREEN, { dash: "dashdot" }],
+    ["floor_weights", "weight floor", PINK, { dash: "dot", visible: "legendonly" }],
   ]);
   const most = Math.max(0, ...[...known(series, "max_entropy").values, ...known(series, "entropy").values].filter(Number.isFinite));
   const crosses = gone.length ? [broken(Array.from(gone), 0)] : [];
@@ -97,22 +110,22 @@ function entropyPanel({ series, broken: gone }) {
 
 function logitPanel({ series }) {
   if (!series.max_logit) return null;
-  const type = wantsLog(series.max_logit.values);
-  return { title: named("largest logit", type), type, traces: lines(series, [["max_logit", "largest logit", BLUE]]).map(unlisted) };
+  const axis = axisFor(series.max_logit.values);
+  return { title: titled("largest logit", axis), axis, traces: lines(series, [["max_logit", "largest logit", BLUE]]).map(unlisted) };
 }
 
 function sigmaPanel({ series }) {
   const traces = lines(series, [["sigma_qk", "σ_QK", BLUE, { width: 2 }], ["sigma_q", "σ(W_Q)", ORANGE], ["sigma_k", "σ(W_K)", GREEN]]);
   if (!traces.length) return null;
-  const type = wantsLog(...traces.map((t) => t.y));
-  return { title: named("spectral norms", type), type, traces };
+  const axis = axisFor(...traces.map((trace) => trace.y));
+  return { title: titled("spectral norms", axis), axis, traces };
 }
 
 function gradientPanel({ layer_series: series }) {
-  const traces = lines(series, [["grad_linf", "largest gradient", BLUE], ["grad_l2", "gradient norm", SKY], ["update_sigma", "σ of the update", ORANGE]]);
+  const traces = lines(series, [["grad_linf", "largest", BLUE], ["grad_l2", "norm", SKY], ["update_sigma", "update σ", ORANGE]]);
   if (!traces.length) return null;
-  const type = wantsLog(...traces.map((t) => t.y));
-  return { title: named("of the layer", type), type, traces };
+  const axis = axisFor(...traces.map((trace) => trace.y));
+  return { title: titled("gradient and update of the layer", axis), axis, traces };
 }
 
 function lossPanel(loss) {
@@ -125,10 +138,6 @@ function lossPanel(loss) {
 function lowest(values) {
   const finite = values.filter(Number.isFinite);
   return finite.length ? finite.reduce((a, b) => Math.min(a, b)) : 0;
-}
-
-function named(title, type) {
-  return type === "log" ? `${title} (log scale)` : title;
 }
 
 function unlisted(trace) {

@@ -20,7 +20,7 @@ export class HeadsMap {
   /** `onselect(row)`: a head was chosen. */
   constructor({ onselect }) {
     this.onselect = onselect;
-    this.chart = new Chart("Map of layers and heads", 300);
+    this.chart = new Chart("Map of layers and heads", 300, false);
     this.chart.onclick = (point) => this.choose(point.x, point.y);
     this.element = h("div", {
       class: "heads-map", tabindex: "0", role: "group", "aria-label": "Map of layers and heads: arrow keys choose a head",
@@ -76,7 +76,7 @@ export class HeadsMap {
     const marks = isAlert ? [] : outlines(rows, levels, height);
     this.chart.label(`Map of layers and heads, ${column.label} at step ${step}`);
     return this.chart.draw(
-      [heat, ...marks, chosen(rows, row)],
+      [heat, ...marks, ...chosen(rows, row)],
       {
         margin: { l: left, r: 8, t: 8, b: 40 },
         plot_bgcolor: colour("unknown-cell"),
@@ -149,7 +149,7 @@ function outlines(rows, levels, height) {
     if (!cells.length) return [];
     const look = severityColour(LEVELS[level]);
     if (isThin) return [edgeMarks([...new Set(cells.map((row) => rows.lineOf[row]))], look)];
-    const path = boxes(rows, cells, 0.42);
+    const path = boxes(spans(rows, cells));
     return [overlay(path, colour("halo"), 3.5), overlay(path, look, 1.75)];
   });
 }
@@ -162,16 +162,28 @@ function edgeMarks(lines, look) {
 }
 
 function chosen(rows, row) {
-  if (row === null || row === undefined) return overlay({ x: [], y: [] }, colour("ink"), 2);
-  return overlay(boxes(rows, [row], 0.5), colour("chosen"), 2.5);
+  const path = boxes(row === null || row === undefined ? [] : spans(rows, [row]));
+  return [overlay(path, colour("chosen-halo"), 4.5), overlay(path, colour("chosen"), 2)];
 }
 
-function boxes(rows, cells, reach) {
+/** Cells that lie side by side as one span: [line, first column, last column]. */
+function spans(rows, cells) {
+  const found = [];
+  for (const row of [...cells].sort((a, b) => rows.lineOf[a] - rows.lineOf[b] || rows.head[a] - rows.head[b])) {
+    const [line, head] = [rows.lineOf[row], rows.head[row]];
+    const last = found[found.length - 1];
+    if (last && last[0] === line && last[2] === head - 1) last[2] = head;
+    else found.push([line, head, head]);
+  }
+  return found;
+}
+
+function boxes(found) {
   const path = { x: [], y: [] };
-  for (const row of cells) {
-    const [x, y] = [rows.head[row], rows.lineOf[row]];
-    path.x.push(x - reach, x + reach, x + reach, x - reach, x - reach, null);
-    path.y.push(y - reach, y - reach, y + reach, y + reach, y - reach, null);
+  for (const [line, first, last] of found) {
+    const [left, right, top, bottom] = [first - 0.47, last + 0.47, line - 0.44, line + 0.44];
+    path.x.push(left, right, right, left, left, null);
+    path.y.push(top, top, bottom, bottom, top, null);
   }
   return path;
 }

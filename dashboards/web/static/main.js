@@ -42,7 +42,7 @@ class Page {
     this.theme = h("button", { type: "button", class: "plain", onclick: () => this.changeTheme(THEMES[chosenTheme()]) });
     this.headline = h("p", { class: "headline" });
     this.empty = h("div", { class: "empty", hidden: true });
-    this.runs = h("section", { class: "part", "aria-labelledby": "runs-title", hidden: true }, h("h2", { id: "runs-title" }, "Runs"), this.headline, this.table.element, this.compare.element);
+    this.runs = h("section", { class: "part", "aria-labelledby": "runs-title", hidden: true }, h("div", { class: "runs-head" }, h("h2", { id: "runs-title" }, "Runs"), this.headline), this.table.element, this.compare.element);
     fill(
       this.root,
       h("header", { class: "top" }, h("div", {}, h("h1", {}, "Attention entropy"), this.folder), h("div", { class: "top-right" }, this.status, this.theme)),
@@ -156,8 +156,7 @@ class Page {
 
   changeTheme(choice) {
     chooseTheme(choice);
-    this.theme.textContent = `${choice} colours`;
-    this.theme.setAttribute("aria-label", `colours: ${choice}; change`);
+    this.theme.textContent = `theme: ${choice}`;
     this.redraw();
   }
 

@@ -75,7 +75,7 @@ export class RunSection {
     this.run = { id: card.id, version: card.version, overview, rows: new Rows(overview), alerts: worstAlertsFirst(overview.alerts) };
     if (isOther) this.grid = this.head = this.curves = this.loss = null;
     if (before) this.tellNewAlerts(before.alerts);
-    this.showHeader(overview);
+    this.showHeader(overview, card);
     this.update(state);
     return undefined;
   }
@@ -168,6 +168,7 @@ export class RunSection {
     const levels = alertLevels(rows, alerts, this.step, end);
     this.map.show({ rows, column: this.column, values: grid && grid.values, range: grid || {}, levels, row: this.row, step: this.step, revision: id });
     this.showReading();
+    if (this.headPanel.wouldDiffer(this.headHeight)) this.drawHead();
   }
 
   showHead(head) {
@@ -187,11 +188,16 @@ export class RunSection {
     this.drawCourse();
   }
 
+  /** Such that the head's panels end where the map's column does. */
+  get headHeight() {
+    return this.mapColumn.offsetHeight - this.headPanel.above;
+  }
+
   drawHead() {
     if (!this.head || !this.loss || this.head.row !== this.row) return;
     const { id, alerts } = this.run;
     const own = alerts.filter((alert) => !alert.layer || alert.rows.includes(this.row));
-    this.headPanel.draw({ head: this.head, loss: this.loss, alerts: own, step: this.step, height: this.mapColumn.offsetHeight - 110, revision: `${id} ${this.row}` });
+    this.headPanel.draw({ head: this.head, loss: this.loss, alerts: own, step: this.step, height: this.headHeight, revision: `${id} ${this.row}` });
   }
 
   drawCourse() {
@@ -216,11 +222,11 @@ export class RunSection {
     fill(this.reading, readingsAt(this.head, this.run.overview.columns, this.step).map(([label, text]) => h("div", {}, h("dt", {}, label), h("dd", {}, text))));
   }
 
-  showHeader(overview) {
+  showHeader(overview, card) {
     fill(this.title, overview.name, " ", verdictBadge(overview), " ", liveBadge(overview));
     this.words.textContent = overview.words;
     const span = overview.first_step === null ? null : `steps ${whole(overview.first_step)} to ${whole(overview.last_step)}`;
-    const facts = [overview.model, overview.layers.length ? `${count(overview.layers.length, "layer")}, ${count(overview.heads, "head")}` : null, span, `${count(overview.measured, "step")} measured`, `alerts: ${alertCounts(overview)}`];
+    const facts = [overview.model, overview.layers.length ? `${count(overview.layers.length, "layer")}, ${count(overview.heads, "head")}` : null, span, `${count(overview.measured, "step")} measured`, `alerts: ${alertCounts(card)}`];
     this.facts.textContent = facts.filter(Boolean).join(" · ");
     this.problems.hidden = !overview.problems.length;
     fill(this.problems, h("strong", {}, "Not everything could be read"), h("ul", {}, overview.problems.map((text) => h("li", {}, text))));

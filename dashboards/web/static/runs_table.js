@@ -3,7 +3,7 @@
 import { alertCounts, liveBadge, verdictBadge } from "./badge.js";
 import { fill, h, keepingFocus } from "./dom.js";
 import { runLine } from "./theme.js";
-import { DASH, number, percent, place, times, whole } from "./words.js";
+import { DASH, number, percent, place, shorten, times, whole } from "./words.js";
 
 const ORDER = { trouble: 0, watch: 1, sound: 2, unknown: 3 };
 const MOST_SHOWN = 60;
@@ -119,7 +119,8 @@ function loss(card) {
 
 function extreme(found, words) {
   if (!found) return DASH;
-  return [words(found.value), h("small", { title: place(found.layer, found.head, found.call) }, `${place(found.layer, found.head, found.call)}, step ${whole(found.step)}`)];
+  const where = place(shorten(found.layer, 22), found.head, found.call);
+  return [words(found.value), h("small", { title: place(found.layer, found.head, found.call) }, `${where}, step ${whole(found.step)}`)];
 }
 
 function alerts(card) {
