@@ -162,6 +162,7 @@ def names(scene: str, recorded: Path) -> Names:
     for monitor in list(open_monitors):
         monitor.close()
     if scene == "recorded":
+        shutil.rmtree("runs", ignore_errors=True)
         shutil.copytree(recorded, "runs")
     return {"em": em, "torch": torch, "np": np, **SCENES[scene]()}
 

@@ -122,13 +122,13 @@ def test_every_threshold_is_described_with_its_default() -> None:
 
 
 def test_every_threshold_decides_in_a_rule() -> None:
-    page = ALERTS.read_text("utf-8").partition("\n## Thresholds\n")[0]
+    page = words(ALERTS.read_text("utf-8").partition("\n## Thresholds\n")[0])
     assert [name for name in DEFAULTS if f"`{name}` (" not in page] == []
 
 
 @pytest.mark.parametrize("page", ALL, ids=name_of)
 def test_defaults_in_the_text_are_those_of_the_code(page: Path) -> None:
-    for name, value in re.findall(r"`(\w+)` \((\.?\d[\d.]*)\)", page.read_text("utf-8")):
+    for name, value in re.findall(r"`(\w+)` \((\.?\d[\d.]*)\)", words(page.read_text("utf-8"))):
         if name in DEFAULTS:
             assert float(value) == DEFAULTS[name], name
 
