@@ -369,6 +369,14 @@ def test_heads_map_of_a_norm_shows_the_last_step_at_which_it_is_known():
     assert set(written(figures.heads_map(run, "sigma_qk")).values()) == {16.0}
 
 
+def test_heads_map_of_attention_that_is_not_finite_says_so():
+    run = make_run(steps=3)
+    run.heads.loc[run.heads["step"] == 20, "entropy"] = np.nan
+    ax = figures.heads_map(run)
+    assert "at step 20" in ax.get_title(loc="left")
+    assert texts(ax) == "entropy / maximum is not finite"
+
+
 def test_heads_map_frames_the_heads_of_alerts_that_are_open():
     alerts = [
         alert(opened=30, closed=60, heads=[0]),

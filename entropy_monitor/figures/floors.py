@@ -8,7 +8,7 @@ import pandas as pd
 
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.figures import style
-from entropy_monitor.figures.labels import label
+from entropy_monitor.figures.labels import label, symbol
 from entropy_monitor.figures.lines import NOT_KNOWN, NOTHING, finish, title_of
 from entropy_monitor.figures.tables import at_step, heads_of
 from entropy_monitor.frames import (
@@ -125,9 +125,9 @@ def entropy_against_floor(
         ax.set_xlim(-0.03 * top, 1.03 * top)
         ax.set_ylim(0.0, 1.06 * top)
     else:
-        style.say(ax, NOTHING if table.empty else f"{label(floor)} is not known in this run")
+        style.say(ax, NOTHING if table.empty else f"{symbol(floor)} is not known in this run")
     when = f" at step {at}" if drawn and table["step"].nunique() > 1 else ""
-    what = f"entropy of every head over its {label(floor).removesuffix(' (nats)')}{when}"
+    what = f"entropy of every head over its {symbol(floor)}{when}"
     style.dress(ax, f"{name}: {what}" if name else what, label("entropy"), xlabel=label(floor))
     style.legend_outside(ax, "layer")
     return ax

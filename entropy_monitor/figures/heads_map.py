@@ -58,19 +58,22 @@ def heads_map(
             f"column is {column!r}; a map of heads can show {SHARE}, {', '.join(numeric)}"
         )
     values = finite(with_share(table)[SHARE] if column == SHARE else table[column])
-    known = table.assign(value=values)[values.notna()]
-    at, _ = at_step(known, step)
-    rows = table.assign(value=values)[table["step"] == at] if len(known) else known
-    grid = _grid(rows)
+    # What is never null is read in every measured step, and grey means that it was not finite there.
+    unread = column != SHARE and HEADS[column].nullable
+    table = table.assign(value=values)
+    at, _ = at_step(table[values.notna()] if unread else table, step)
+    grid = _grid(table[table["step"] == at])
     ax = style.axes_on(ax, *_size(grid))
     ax.set_facecolor(style.NOT_KNOWN)
     if grid.empty:
-        style.say(ax, NOTHING if table.empty else f"{symbol(column)} is not known")
+        style.say(ax, NOTHING if table.empty else f"{symbol(column)} is not known in this run")
     else:
         _paint(ax, grid, column)
+        if not grid.notna().to_numpy().any():
+            style.say(ax, f"{symbol(column)} is not finite")
         if not isinstance(run, pd.DataFrame):
             _frame_alerts(ax, grid, run.alerts, at)
-    when = f" at step {at}" if len(grid) and table["step"].nunique() > 1 else ""
+    when = f" at step {at}" if not grid.empty and table["step"].nunique() > 1 else ""
     what = f"{symbol(column)} of every head{when}"
     longest = max((len(text.get_text()) for text in ax.get_yticklabels()), default=0)
     title = f"{name}: {what}" if name else what

@@ -190,9 +190,9 @@ def _paint(ax: Axes, grid: pd.DataFrame, column: str) -> None:
 
 def norm_of(values: np.ma.MaskedArray[Any, Any], column: str) -> Normalize:
     """The colour scale of a column: 0 to 1 for shares, logarithmic for norms that differ."""
-    low, high = float(values.min()), float(values.max())
-    if column == SHARE:
+    if column == SHARE or not values.count():
         return Normalize(0.0, 1.0)
+    low, high = float(values.min()), float(values.max())
     if spans_decades(column) and 0 < low < high:
         return LogNorm(low, high)
     return Normalize(low, high if high > low else low + 1.0)

@@ -135,7 +135,8 @@ def spectral_growth(
     table = growth(column_of(run, column))
     what = f"growth of {symbol(column)} since the start"
     ax = _positive(run, table, column, layers, what, f"{symbol(column)} / first value", ax)
-    ax.axhline(1.0, color=style.QUIET, linewidth=0.8, zorder=1)
+    if ax.lines:
+        ax.axhline(1.0, color=style.QUIET, linewidth=0.8, zorder=1)
     return ax
 
 

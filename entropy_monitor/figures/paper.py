@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from entropy_monitor.figures import style
 from entropy_monitor.figures.labels import label
 from entropy_monitor.figures.layers import draw_entropy
@@ -74,10 +76,10 @@ def paper_figure_1(
         style.dress(below, "", "")
         style.integer_steps(above)
         style.integer_steps(below)
-        above.sharex(below)
         above.tick_params(labelbottom=False)
     _alike([above for above, _ in pairs])
     _alike([below for _, below in pairs], bottom=0.0)
+    _same_steps([ax for pair in pairs for ax in pair])
     for above, below in pairs:
         if axes is not None or _leftmost(above):
             above.set_ylabel("loss")
@@ -232,6 +234,14 @@ def _alike(axes: Sequence[Axes], bottom: float | None = None) -> None:
     high = max((ax.get_ylim()[1] for ax in filled), default=1.0)
     for ax in axes:
         ax.set_ylim(low, high)
+
+
+def _same_steps(axes: Sequence[Axes]) -> None:
+    """One range of steps for all axes that have any."""
+    ranges = [ax.get_xlim() for ax in axes if any(np.size(line.get_xdata()) for line in ax.lines)]
+    if ranges:
+        for ax in axes:
+            ax.set_xlim(min(low for low, _ in ranges), max(high for _, high in ranges))
 
 
 def _leftmost(ax: Axes) -> bool:

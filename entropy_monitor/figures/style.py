@@ -40,6 +40,8 @@ SINGLE_COLUMN = 3.35
 DOUBLE_COLUMN = 6.9
 """Width in inches of the text of a two-column journal (175 mm)."""
 
+_MOST_CROSSES = 300
+
 _NARROW = 5.0
 """Inches of a figure for one axes below which a legend beside it would leave the data too little room."""
 
@@ -203,9 +205,10 @@ def say(ax: Axes, text: str) -> None:
 def mark_broken(ax: Axes, steps: Sequence[int]) -> None:
     """A row of crosses at the foot of the axes: here the values were NaN or infinite."""
     if steps:
+        shown = list(steps)[:: -(-len(steps) // _MOST_CROSSES)]
         ax.plot(
-            list(steps),
-            [0.03] * len(steps),
+            shown,
+            [0.03] * len(shown),
             linestyle="none",
             marker="x",
             markersize=4,
