@@ -24,8 +24,10 @@ def test_every_package_is_listed_for_the_wheel() -> None:
 def test_data_files_are_listed_for_the_wheel() -> None:
     config = ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    patterns = config["options.package_data"]["entropy_monitor.dashboards"].replace(" ", "").split(",")
-    data = [p for p in (ROOT / "dashboards").iterdir() if p.is_file() and p.suffix != ".py"]
-    assert data
-    for path in data:
-        assert any(path.match(pattern) for pattern in patterns), path
+    listed = config["options.package_data"]
+    for package, folder in (("dashboards", "dashboards"), ("dashboards.web", "dashboards/web/static")):
+        patterns = listed[f"entropy_monitor.{package}"].replace(" ", "").split(",")
+        data = [p for p in (ROOT / folder).iterdir() if p.is_file() and p.suffix != ".py"]
+        assert data
+        for path in data:
+            assert any(path.match(pattern) for pattern in patterns), path

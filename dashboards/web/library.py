@@ -24,8 +24,8 @@ _DEEPEST = 6
 _MOST_RUNS = 2000
 _MOST_FOLDERS = 20_000
 """Folders looked into in one search, the shallow ones first: a checkpoint store can hold a million."""
-_SEARCH_SHARE = 0.05
-"""Part of the time that searching may take, where a file system is slow."""
+_QUICK_SEARCH = 0.05
+"""Seconds; a search that takes longer, on a slow file system, is done again after twenty times as long."""
 _MOST_OPEN = 16
 """Runs whose tables stay in memory. Of others the card is kept, and they are read again when asked for."""
 
@@ -136,7 +136,7 @@ class Library:
                 known = self._shelves
                 self._shelves = {name: known.get(name) or _Shelf(name, paths[name]) for name in sorted(paths)}
                 took = time.monotonic() - began
-                self._search_after = began + took + max(self._refresh, took / _SEARCH_SHARE)
+                self._search_after = began + max(self._refresh, 20 * took if took > _QUICK_SEARCH else 0)
             return list(self._shelves.values())
 
 

@@ -101,7 +101,7 @@ export function alertLevels(rows, alerts, from, to) {
 }
 
 function mapHeight(lines) {
-  if (lines <= 20) return Math.max(90, lines * 27);
+  if (lines <= 20) return Math.max(90, lines * (lines <= 8 ? 36 : 27));
   return Math.min(720, Math.max(540, lines * 14));
 }
 
@@ -149,7 +149,7 @@ function outlines(rows, levels, height) {
     if (!cells.length) return [];
     const look = severityColour(LEVELS[level]);
     if (isThin) return [edgeMarks([...new Set(cells.map((row) => rows.lineOf[row]))], look)];
-    const path = boxes(spans(rows, cells));
+    const path = boxes(spans(rows, cells), 0.1);
     return [overlay(path, colour("halo"), 3.5), overlay(path, look, 1.75)];
   });
 }
@@ -157,12 +157,12 @@ function outlines(rows, levels, height) {
 function edgeMarks(lines, look) {
   return {
     type: "scatter", mode: "markers", x: lines.map(() => -0.5), y: lines, cliponaxis: false, hoverinfo: "skip",
-    marker: { symbol: "triangle-right", size: 7, color: look },
+    marker: { symbol: "triangle-right", size: 11, color: look, line: { color: colour("halo"), width: 1 } },
   };
 }
 
 function chosen(rows, row) {
-  const path = boxes(row === null || row === undefined ? [] : spans(rows, [row]));
+  const path = boxes(row === null || row === undefined ? [] : spans(rows, [row]), 0);
   return [overlay(path, colour("chosen-halo"), 4.5), overlay(path, colour("chosen"), 2)];
 }
 
@@ -178,10 +178,11 @@ function spans(rows, cells) {
   return found;
 }
 
-function boxes(found) {
+function boxes(found, inset) {
   const path = { x: [], y: [] };
+  const [across, down] = [0.48 - inset, 0.46 - inset];
   for (const [line, first, last] of found) {
-    const [left, right, top, bottom] = [first - 0.47, last + 0.47, line - 0.44, line + 0.44];
+    const [left, right, top, bottom] = [first - across, last + across, line - down, line + down];
     path.x.push(left, right, right, left, left, null);
     path.y.push(top, top, bottom, bottom, top, null);
   }

@@ -1,8 +1,7 @@
 // The step slider over the map: keys and mouse move it, ticks show where alerts opened, a button lets it run.
 
 import { fill, h } from "./dom.js";
-import { severityColour } from "./theme.js";
-import { whole } from "./words.js";
+import { SEVERITIES, whole } from "./words.js";
 
 const PLAY_MS = 140;
 const MOST_TICKS = 150;
@@ -33,7 +32,8 @@ export class Slider {
     this.words.textContent = `step ${words}${isNewest ? " (newest)" : ""}`;
     this.input.setAttribute("aria-valuetext", this.words.textContent);
     const most = Math.max(1, positions.length - 1);
-    fill(this.ticks, alerts.slice(0, MOST_TICKS).map((alert) => h("i", { style: `left:${(100 * positionOf(positions, alert.opened)) / most}%;background:${severityColour(alert.severity)}` })));
+    if (this.ticked !== alerts) fill(this.ticks, alerts.slice(0, MOST_TICKS).reverse().map((alert) => h("i", { style: `left:${(100 * positionOf(positions, alert.opened)) / most}%;background:var(--mark-${SEVERITIES.includes(alert.severity) ? alert.severity : "info"})` })));
+    this.ticked = alerts;
   }
 
   moved() {
