@@ -12,7 +12,7 @@ class Cadence:
     """Says which records of a run to draw: the first, then every `every`-th, then ever fewer.
 
     After record n the next one drawn lies `max(every, n / 4)` records on, so that what is drawn
-    grows with the logarithm of the run only: with `every=50`, 43 drawings in a million records.
+    grows with the logarithm of the run only: with `every=10`, 50 drawings in a million records.
 
     Args:
         every: records between two drawings at the start of a run; 0 draws nothing.

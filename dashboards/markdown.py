@@ -1,11 +1,13 @@
-"""Tables in markdown: which layer an index stands for, and the alerts of a run."""
+"""Tables in markdown: what the figures are, which layer an index stands for, and the alerts of a run."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 
+from entropy_monitor.dashboards.head_pictures import COLOURS, FIGURES
 from entropy_monitor.records import Alert
+from entropy_monitor.trackers.aggregates import HEAD_METRICS, LAYER_METRICS, metric_words
 
 MOST_ALERTS = 200
 """Most rows of the alert table, which is written anew at each change."""
@@ -28,6 +30,19 @@ def layer_table(layers: Mapping[int, str], charted: Container[int]) -> str:
     """Index and qualified name of each layer, and whether it has scalars and charts of its own."""
     rows = ((index, name, "yes" if index in charted else "no") for index, name in sorted(layers.items()))
     return table(("index", "layer", "charts"), rows)
+
+
+def figure_table() -> str:
+    """What the scalars, pictures and histograms are."""
+    return table(
+        ("name", "what it is"),
+        [
+            ("all/…", "the whole model: mean, least or largest over all heads"),
+            *((f"layer_…/{metric}", metric_words(metric)) for metric in (*HEAD_METRICS, *LAYER_METRICS)),
+            *((f"{name}, heads/{name}", words) for name, words in FIGURES.items()),
+            ("the pictures among these", COLOURS),
+        ],
+    )
 
 
 def alert_table(alerts: Sequence[Alert]) -> str:

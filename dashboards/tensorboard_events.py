@@ -38,7 +38,6 @@ class TensorBoardEvents:
     def __init__(self, directory: str, flush_secs: float) -> None:
         self._tensorboard = _torch_tensorboard()
         self._writer = self._tensorboard.FileWriter(directory, flush_secs=flush_secs)
-        self._words: dict[str, str] = {}
         self.directory = directory
 
     def start(self, step: int) -> None:
@@ -49,29 +48,21 @@ class TensorBoardEvents:
         # TensorBoard takes the first such mark for the run's beginning, so it has to be there too.
         self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
 
-    def describe(self, words: Mapping[str, str]) -> None:
-        """Says in markdown what scalars are, before they are first written."""
-        self._words |= words
-
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """All values in one event, which costs a fraction of an event each."""
-        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         if not values:
             return
         entries = [Summary.Value(tag=tag, simple_value=x) for tag, x in values.items()]
-        # TensorBoard takes a tag's description from its first event.
-        for entry in entries if self._words else ():
-            if (words := self._words.pop(entry.tag, None)) is not None:
-                entry.metadata.CopyFrom(SummaryMetadata(summary_description=words))
         self._writer.add_summary(Summary(value=entries), step)
 
-    def image(self, tag: str, picture: Image, step: int, words: str) -> None:
-        """A picture, `[height, width, 3]`, and what it shows."""
-        self._write(self._tensorboard.summary.image(tag, picture, dataformats="HWC"), words, step)
+    def image(self, tag: str, picture: Image, step: int) -> None:
+        """A picture, `[height, width, 3]`."""
+        self._writer.add_summary(self._tensorboard.summary.image(tag, picture, dataformats="HWC"), step)
 
-    def histogram(self, tag: str, histogram: Histogram, step: int, words: str) -> None:
-        """A histogram, and what it counts."""
+    def histogram(self, tag: str, histogram: Histogram, step: int) -> None:
+        """A histogram."""
         filled = histogram.counts.nonzero()[0]
         first, last = int(filled[0]), int(filled[-1])
         summary = self._tensorboard.summary.histogram_raw(
@@ -84,7 +75,7 @@ class TensorBoardEvents:
             bucket_limits=histogram.edges[first + 1 : last + 2].tolist(),
             bucket_counts=histogram.counts[first : last + 1].tolist(),
         )
-        self._write(summary, words, step)
+        self._writer.add_summary(summary, step)
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """A text in markdown."""
@@ -101,10 +92,6 @@ class TensorBoardEvents:
     def close(self) -> None:
         """Writes what is pending and closes the file."""
         self._writer.close()
-
-    def _write(self, summary: Any, words: str, step: int) -> None:
-        summary.value[0].metadata.summary_description = words
-        self._writer.add_summary(summary, step)
 
 
 def _torch_tensorboard() -> Any:

@@ -63,9 +63,11 @@ def layout(tags: Iterable[str], alerted: Iterable[str] = ()) -> Layout:
     return charts
 
 
-def _margins(tags: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
+def _margins(tags: list[str]) -> dict[str, tuple[str, list[str]]]:
+    """The last first: TensorBoard shows the margin charts of a category from its end, and others not."""
     return {
-        _name(tag): ("Margin", [f"{tag}/entropy_{part}" for part in ("mean", "min", "max")]) for tag in tags
+        _name(tag): ("Margin", [f"{tag}/entropy_{part}" for part in ("mean", "min", "max")])
+        for tag in reversed(tags)
     }
 
 

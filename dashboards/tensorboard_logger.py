@@ -31,7 +31,8 @@ class TensorBoardLogger(Sink):
       heads; grey is not known, red not finite. The first is coloured from 0 to 1, the others by
       their logarithm, over decades that are written beside it.
     - `attention/heads/entropy_share`, `…/max_logit`, `…/sigma_qk`: histograms over all heads.
-    - `attention/layers`: which layer an index stands for; and the charts of the Custom Scalars tab.
+    - the texts `attention/figures`, what each of these is, and `attention/layers`, which layer an
+      index stands for; and the charts of the Custom Scalars tab.
 
     A run that is continued from a checkpoint hides what its earlier process wrote from that step
     on. Of several ranks only rank 0 writes. Once closed, a logger may be opened again for another
@@ -56,7 +57,7 @@ class TensorBoardLogger(Sink):
         self,
         log_dir: str | os.PathLike[str] | None = None,
         *,
-        heatmap_every: int = 50,
+        heatmap_every: int = 10,
         histogram_every: int = 10,
         max_layers: int = MAX_LAYERS,
         flush_secs: float = 10.0,

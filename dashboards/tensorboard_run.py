@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from entropy_monitor.dashboards.head_pictures import COLOURS, FIGURES, HeadPictures
-from entropy_monitor.dashboards.markdown import alert_table, escape, layer_table
+from entropy_monitor.dashboards.head_pictures import HeadPictures
+from entropy_monitor.dashboards.markdown import alert_table, figure_table, layer_table
 from entropy_monitor.dashboards.tensorboard_events import TensorBoardEvents
 from entropy_monitor.dashboards.tensorboard_layout import GROUP, layout
 from entropy_monitor.records import AlertEvent, Record
-from entropy_monitor.trackers.aggregates import (
-    HEAD_METRICS,
-    LAYER_METRICS,
-    PREFIX,
-    LayerAggregate,
-    layer_tag,
-    metric_words,
-)
+from entropy_monitor.trackers.aggregates import PREFIX, layer_tag
 from entropy_monitor.trackers.named_metrics import OPEN_ALERTS, Named, NamedMetrics
 
 Call = tuple[int, int]
@@ -61,11 +52,9 @@ class TensorBoardRun:
         self._events.scalars(named.values, record.step)
         self._write_user_scalars(record)
         for tag, picture in self._pictures.heatmaps(record.heads, named.in_full):
-            words = f"{FIGURES[tag.removeprefix(f'{PREFIX}/')]}; {COLOURS}"
-            self._events.image(tag, picture, record.step, words)
+            self._events.image(tag, picture, record.step)
         for tag, histogram in self._pictures.histograms(record.heads, named.in_full):
-            words = FIGURES[tag.removeprefix(f"{PREFIX}/heads/")]
-            self._events.histogram(tag, histogram, record.step, words)
+            self._events.histogram(tag, histogram, record.step)
         self._step = record.step
 
     def alert(self, event: AlertEvent) -> None:
@@ -97,19 +86,20 @@ class TensorBoardRun:
             self._alerted = first
 
     def _describe(self, named: Named, step: int) -> None:
-        """Writes legend, charts and what each new scalar is, where layers have come or got an alert."""
+        """Writes legends and charts where layers have come or got an alert."""
         layers = {layer.index: layer.layer for layer in named.layers}
-        calls = {(layer.index, layer.call): layer for layer in named.shown}
+        calls = {(layer.index, layer.call): layer.layer for layer in named.shown}
         alerted = self._metrics.choice.with_alert
-        marked = [call for call in calls if calls[call].layer in alerted and call not in self._marked]
+        marked = [call for call in calls if calls[call] in alerted and call not in self._marked]
         marked = self._marked + marked[: GROUP - len(self._marked)]
-        new = [calls[call] for call in calls.keys() - self._charted.keys()]
-        if not new and marked == self._marked and layers.keys() <= self._layers.keys():
+        known = calls.keys() <= self._charted.keys() and layers.keys() <= self._layers.keys()
+        if known and marked == self._marked:
             return
+        if not self._layers:
+            self._events.text(f"{PREFIX}/figures", figure_table(), step)
         self._layers |= layers
-        self._charted |= {call: calls[call].layer for call in calls}
+        self._charted |= calls
         self._marked = marked
-        self._events.describe(_words(new))
         tags = [layer_tag(*call) for call in sorted(self._charted)]
         self._events.charts(layout(tags, [layer_tag(*call) for call in sorted(marked)]), step)
         legend = layer_table(self._layers, {index for index, _ in self._charted})
@@ -128,12 +118,3 @@ class TensorBoardRun:
         # record comes.
         if self._step is not None:
             self._events.scalars({OPEN_ALERTS: float(self._metrics.book.open)}, self._step)
-
-
-def _words(layers: Iterable[LayerAggregate]) -> dict[str, str]:
-    """What the scalars of these calls are, in markdown, as TensorBoard shows it beside a chart."""
-    return {
-        f"{layer.tag}/{metric}": escape(f"{layer.layer}: {metric_words(metric)}")
-        for layer in layers
-        for metric in (*HEAD_METRICS, *LAYER_METRICS)
-    }

@@ -87,7 +87,7 @@ class WandbLogger(Sink):
         mode: str | None = None,
         dir: str | os.PathLike[str] | None = None,  # noqa: A002  W&B's own name for it
         heads_table_every: int = 200,
-        heatmap_every: int = 50,
+        heatmap_every: int = 10,
         histogram_every: int = 10,
         max_layers: int = MAX_LAYERS,
         alert_wait: float = 60.0,

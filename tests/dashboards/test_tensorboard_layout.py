@@ -39,5 +39,5 @@ def test_layers_with_an_alert_come_before_the_groups() -> None:
     titles = list(charts)
     place = titles.index("Layers with an alert, entropy: mean, least and largest head")
     assert all(title.startswith("Entropy") for title in titles[place + 1 :])
-    assert list(charts[titles[place]]) == ["layer_07", "layer_18"]
+    assert list(charts[titles[place]]) == ["layer_18", "layer_07"]  # shown from its end
     assert charts[titles[place]]["layer_18"][0] == "Margin"
