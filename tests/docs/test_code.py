@@ -67,10 +67,15 @@ def run_commands(block: Code) -> None:
             continue
         where = f"{name_of(block.page)}:{block.line}: {line}"
         if words[0] == "entropy-monitor":
-            run_ours(words[1:], where)
+            run_ours([name for word in words[1:] for name in expanded(word)], where)
         else:
             assert words[0] in OTHERS, f"{where}: what is this?"
             ask(words, where)
+
+
+def expanded(word: str) -> list[str]:
+    """What a shell makes of a word."""
+    return sorted(map(str, Path().glob(word))) if "*" in word else [word]
 
 
 def run_ours(words: list[str], where: str) -> None:
