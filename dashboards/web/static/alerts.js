@@ -30,7 +30,9 @@ export class AlertList {
 
   /** `alerts` as `worstAlertsFirst` orders them; `words` say what there is to say where there are none. */
   show(alerts, selected, words) {
-    Object.assign(this, { alerts, selected, words });
+    const given = [alerts, selected, words, this.severity, this.onlyOpen, this.most];
+    if (this.given && given.every((part, i) => part === this.given[i])) return;
+    Object.assign(this, { alerts, selected, words, given });
     this.filters.hidden = alerts.length < 2;
     const present = SEVERITIES.filter((s) => alerts.some((a) => a.severity === s));
     if (this.severity !== "all" && !present.includes(this.severity)) this.severity = "all";

@@ -20,7 +20,7 @@ const MOST_LINES = 40;
 export class Chart {
   constructor(label, height, hasTools = true) {
     this.hasTools = hasTools;
-    this.element = h("div", { class: "chart", role: "img", "aria-label": label, style: `height:${height}px` });
+    this.element = h("div", { class: "chart", role: "figure", "aria-label": label, style: `height:${height}px` });
     this.onclick = null;
     this.isDrawn = false;
     new ResizeObserver(() => this.fit()).observe(this.element);

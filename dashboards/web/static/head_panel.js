@@ -5,11 +5,6 @@ import { choice, h } from "./dom.js";
 import { colour } from "./theme.js";
 import { number, reading, shorten } from "./words.js";
 
-const BLUE = "#0072B2";
-const ORANGE = "#D55E00";
-const GREEN = "#009E73";
-const PINK = "#CC79A7";
-const SKY = "#56B4E9";
 const LEAST_HEIGHT = 640;
 const MOST_HEIGHT = 900;
 
@@ -95,13 +90,13 @@ function entropyPanel({ series, broken: gone }) {
   const quiet = colour("quiet");
   const floor = known(series, "floor_row");
   const maximum = known(series, "max_entropy");
-  const between = floor.steps.length && floor.steps.length === maximum.steps.length ? band(floor.steps, floor.values, maximum.values, BLUE, 0.07) : [];
+  const between = floor.steps.length && floor.steps.length === maximum.steps.length ? band(floor.steps, floor.values, maximum.values, colour("blue"), 0.07) : [];
   const drawn = lines(series, [
     ["max_entropy", "maximum", quiet, { dash: "dot" }],
-    ["entropy", "entropy", BLUE, { width: 2.4 }],
-    ["floor_row", "row floor", ORANGE, { dash: "dash" }],
-    ["floor_activation", "q·k floor", GREEN, { dash: "dashdot" }],
-    ["floor_weights", "weight floor", PINK, { dash: "dot", visible: "legendonly" }],
+    ["entropy", "entropy", colour("blue"), { width: 2.4 }],
+    ["floor_row", "row floor", colour("orange"), { dash: "dash" }],
+    ["floor_activation", "q·k floor", colour("green"), { dash: "dashdot" }],
+    ["floor_weights", "weight floor", colour("pink"), { dash: "dot", visible: "legendonly" }],
   ]);
   const most = Math.max(0, ...[...known(series, "max_entropy").values, ...known(series, "entropy").values].filter(Number.isFinite));
   const crosses = gone.length ? [broken(Array.from(gone), 0)] : [];
@@ -111,18 +106,18 @@ function entropyPanel({ series, broken: gone }) {
 function logitPanel({ series }) {
   if (!series.max_logit) return null;
   const axis = axisFor(series.max_logit.values);
-  return { title: titled("largest logit", axis), axis, traces: lines(series, [["max_logit", "largest logit", BLUE]]).map(unlisted) };
+  return { title: titled("largest logit", axis), axis, traces: lines(series, [["max_logit", "largest logit", colour("blue")]]).map(unlisted) };
 }
 
 function sigmaPanel({ series }) {
-  const traces = lines(series, [["sigma_qk", "σ_QK", BLUE, { width: 2 }], ["sigma_q", "σ(W_Q)", ORANGE], ["sigma_k", "σ(W_K)", GREEN]]);
+  const traces = lines(series, [["sigma_qk", "σ_QK", colour("blue"), { width: 2 }], ["sigma_q", "σ(W_Q)", colour("orange")], ["sigma_k", "σ(W_K)", colour("green")]]);
   if (!traces.length) return null;
   const axis = axisFor(...traces.map((trace) => trace.y));
   return { title: titled("spectral norms", axis), axis, traces };
 }
 
 function gradientPanel({ layer_series: series }) {
-  const traces = lines(series, [["grad_linf", "largest", BLUE], ["grad_l2", "norm", SKY], ["update_sigma", "update σ", ORANGE]]);
+  const traces = lines(series, [["grad_linf", "largest", colour("blue")], ["grad_l2", "norm", colour("sky")], ["update_sigma", "update σ", colour("orange")]]);
   if (!traces.length) return null;
   const axis = axisFor(...traces.map((trace) => trace.y));
   return { title: titled("gradient and update of the layer", axis), axis, traces };

@@ -1,11 +1,11 @@
 // The page: the runs of a source side by side, and one of them in full. It asks again while runs grow.
 
 import { Compare } from "./compare.js";
-import { debounced, fill, h } from "./dom.js";
+import { debounced, fill, h, withCode } from "./dom.js";
 import { RunSection } from "./run_section.js";
 import { RunsTable, worstFirst } from "./runs_table.js";
 import { fromFragment, initialState, toFragment } from "./state.js";
-import { chooseTheme, chosenTheme, onThemeChange } from "./theme.js";
+import { chooseTheme, chosenTheme, isDark, onThemeChange } from "./theme.js";
 import { count } from "./words.js";
 
 const COMPARED_AT_FIRST = 6;
@@ -103,7 +103,7 @@ class Page {
     const { cards } = this;
     const card = cards.find(({ id }) => id === this.state.run) || worstFirst(cards)[0];
     this.empty.hidden = cards.length > 0;
-    fill(this.empty, h("p", {}, "No run here yet."), h("p", {}, this.emptyWords));
+    fill(this.empty, h("p", {}, "No run here yet."), h("p", {}, withCode(this.emptyWords)));
     this.runs.hidden = !cards.length;
     this.runs.classList.toggle("single", cards.length === 1);
     this.section.element.hidden = !card;
@@ -111,13 +111,20 @@ class Page {
     this.status.textContent = this.source.isLive && cards.length ? `${count(cards.length, "run")}${live ? `, ${live} live` : ""} · asked at ${new Date().toLocaleTimeString()}` : "";
     if (!card) return;
     this.headline.textContent = this.isUnknown ? `The run ${this.state.run} is not here any more; another one is shown.` : headline(cards);
-    this.table.show(cards, card.id, this.compared || []);
+    const listed = [cards, card.id, this.compared, isDark()];
+    if (!this.listed || listed.some((part, i) => part !== this.listed[i])) this.table.show(cards, card.id, this.compared || []);
+    this.listed = listed;
     const { run } = this.section;
     const isShown = run && run.id === card.id && run.version === card.version;
     const loading = `${card.id} ${card.version}`;
     if (isShown) this.section.update(this.state);
-    else if (this.loading !== loading) this.section.load(card, this.state).then(() => this.section.update(this.state));
-    this.loading = isShown ? null : loading;
+    else if (this.loading !== loading) this.load(card, loading);
+  }
+
+  async load(card, loading) {
+    this.loading = loading;
+    await this.section.load(card, () => this.state);
+    if (this.loading === loading) this.loading = null;
   }
 
   compareToo(id, isOn) {

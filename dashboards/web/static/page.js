@@ -6,5 +6,5 @@ import { HttpSource } from "./source_http.js";
 const { interval } = document.body.dataset;
 mount(document.getElementById("page"), new HttpSource(new URL("../api/", import.meta.url)), {
   interval: Number(interval),
-  emptyWords: "Runs appear by themselves as soon as a training writes them below this folder.",
+  emptyWords: "Runs appear by themselves as soon as a training writes them below this folder: `em.EntropyMonitor(model, run_dir=…)`.",
 });

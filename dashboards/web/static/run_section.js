@@ -23,7 +23,7 @@ export class RunSection {
     this.askHead = latest(({ id, row }) => source.head(id, row), (head, want) => this.isNow(want) && this.showHead(head), failed);
     this.askCurves = latest(({ id, column, layers }) => source.curves(id, column, layers), (curves, want) => this.isNow(want) && this.showCurves(curves), failed);
     this.askLoss = latest(({ id }) => source.scalar(id, "loss"), (loss, want) => this.isNow(want) && this.showLoss(loss), failed);
-    this.askMap = latest(({ id, alert }) => source.attentionMap(id, alert.key), (map, want) => this.isNow(want) && this.alert === want.alert && this.evidence.drawMap(map, want.alert), (error) => this.evidence.mapFailed(error));
+    this.askMap = latest(({ id, alert }) => source.attentionMap(id, alert.key), (map, want) => this.isNow(want) && this.alert.key === want.alert.key && this.evidence.drawMap(map, want.alert), (error) => this.evidence.mapFailed(error));
     this.readGrid = debounced(() => this.wantGrid(), 15);
   }
 
@@ -58,7 +58,7 @@ export class RunSection {
     this.element = h("section", { class: "run", "aria-labelledby": "run-title" }, this.title, this.words, this.facts, this.problems, this.empty, this.measured, this.ran);
   }
 
-  /** Take a run up, or read it anew. */
+  /** Take a run up, or read it anew; `state()` gives the page's state when it is there. */
   async load(card, state) {
     const isOther = !this.run || this.run.id !== card.id;
     this.wanted = card.id;
@@ -76,7 +76,7 @@ export class RunSection {
     if (isOther) this.grid = this.head = this.curves = this.loss = null;
     if (before) this.tellNewAlerts(before.alerts);
     this.showHeader(overview, card);
-    this.update(state);
+    this.update(state());
     return undefined;
   }
 
@@ -89,10 +89,11 @@ export class RunSection {
     const words = overview.measured ? "No alert: nothing in this run asks for action." : "";
     this.alert = alerts.find((alert) => alert.key === state.alert) || alerts[0] || null;
     this.alertList.show(alerts, this.alert && this.alert.key, words);
-    if (this.shownAlert !== this.alert) {
+    const shown = JSON.stringify([id, this.alert]);
+    if (this.shownAlert !== shown) {
       this.evidence.show(this.alert);
       if (this.alert && this.alert.has_map) this.askMap({ id, alert: this.alert });
-      this.shownAlert = this.alert;
+      this.shownAlert = shown;
     }
     if (!positions.length || !rows.many) return;
     const columns = [...overview.columns, ALERT_COLUMN];
@@ -101,7 +102,7 @@ export class RunSection {
     this.colourWords.textContent = this.column.text;
     this.position = state.step === null ? positions.length - 1 : positionOf(positions, state.step);
     this.row = this.chooseRow(state);
-    this.slider.show(positions, this.position, [...alerts].reverse(), overview.last_step);
+    this.slider.show(positions, this.position, alerts, overview.last_step);
     this.headPanel.choose(rows, this.row);
     this.readGrid();
     const newRow = `${id} ${this.run.version} ${this.row}`;

@@ -1,8 +1,8 @@
 // Light and dark: the colours stand in the style sheet, and charts read them there.
 
-// Okabe and Ito's palette without its yellow and black: told apart by colour-blind readers, on white and black.
-export const RUN_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"];
-export const DASHES = ["solid", "dash", "dot", "dashdot"];
+// Okabe and Ito's palette without its yellow and black, which colour-blind readers can tell apart; lighter on black.
+const LINES = ["blue", "orange", "green", "pink", "sky", "gold"];
+const DASHES = ["solid", "dash", "dot", "dashdot"];
 const VIRIDIS = ["#440154", "#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
 const KEY = "entropy-monitor-theme";
 const CHOICES = ["auto", "light", "dark"];
@@ -34,8 +34,8 @@ export function faded(colour, alpha) {
 /** A run's colour and dash by its place among those compared. */
 export function runLine(i) {
   return {
-    color: RUN_COLOURS[i % RUN_COLOURS.length],
-    dash: DASHES[Math.floor(i / RUN_COLOURS.length) % DASHES.length],
+    color: colour(LINES[i % LINES.length]),
+    dash: DASHES[Math.floor(i / LINES.length) % DASHES.length],
   };
 }
 
