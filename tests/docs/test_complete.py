@@ -8,18 +8,22 @@ import importlib
 import inspect
 import itertools
 import re
+from configparser import ConfigParser
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import entropy_monitor as em
 from entropy_monitor.analyzer.registry import DETECTORS
-from entropy_monitor.records import HEADS, LAYERS, SCALARS, TABLES, Alert, Table
+from entropy_monitor.records import HEADS, LAYERS, LEVELLED, LEVELS, SCALARS, TABLES, Alert, Table
+from entropy_monitor.trackers.aggregates import HEAD_METRICS, LAYER_METRICS
+from entropy_monitor.trackers.layer_choice import MAX_LAYERS
 from tests.docs.alerts import shown
-from tests.docs.pages import ALL, DOCS, name_of, tables, words
+from tests.docs.pages import ALL, DOCS, ROOT, name_of, tables, words
 
-METRICS, ALERTS = DOCS / "metrics.md", DOCS / "alerts.md"
+METRICS, ALERTS, TRACKERS = DOCS / "metrics.md", DOCS / "alerts.md", DOCS / "how-to" / "trackers.md"
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(em.Thresholds)}
 
 
@@ -45,9 +49,42 @@ def test_the_tables_stand_in_their_order() -> None:
     assert TABLES == (HEADS, LAYERS, SCALARS)
 
 
+def test_every_column_of_blocks_is_described() -> None:
+    found = [coded(row[0])[0] for row in tables(METRICS, "The tables")[len(TABLES)]]
+    assert found == [n for n in LEVELS.names if n.removesuffix("_low").removesuffix("_high") not in LEVELLED]
+    (paragraph,) = (p for p in METRICS.read_text("utf-8").split("\n\n") if "two that are derived" in p)
+    named = words(paragraph).partition("The figures are ")[2]
+    assert [n for n in coded(named) if " " not in n] == list(LEVELLED)
+
+
 def test_every_field_of_an_alert_is_described() -> None:
-    found = tables(METRICS, "The tables")[len(TABLES)]
+    found = tables(METRICS, "The tables")[len(TABLES) + 1]
     assert [coded(row[0])[0] for row in found] == [field.name for field in dataclasses.fields(Alert)]
+
+
+# Metrics of trackers
+
+
+def test_every_metric_is_described() -> None:
+    """By its column, and by how heads are reduced to it."""
+    _, of_heads = tables(TRACKERS, "The names")
+    wanted = [[f"`{name}`", f"`{column}`", how] for name, (column, how) in HEAD_METRICS.items()]
+    assert of_heads == wanted
+    page = words(TRACKERS.read_text("utf-8"))
+    sentence = page.partition("those of the layer as a whole: ")[2].partition(".")[0]
+    assert coded(sentence) == list(LAYER_METRICS)
+    assert f"more than {MAX_LAYERS} attention calls" in page
+
+
+# Extras
+
+
+def test_every_extra_is_described() -> None:
+    (found,) = tables(DOCS / "start.md", "Install")
+    described = {name for row in found for name in coded(row[0])}
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert described == set(config["options.extras_require"]) - {"docs", "test", "lint", "dev"}
 
 
 # Alerts
@@ -165,7 +202,10 @@ def resolved(name: str) -> object:
     first, *rest = name.split(".")
     found: Any = importlib.import_module(first)
     for part in rest:
+        before = found
         found = getattr(found, part, None)  # a function before the module of its name, as for users
+        if found is None and isinstance(before, ModuleType):
+            found = importlib.import_module(f"{before.__name__}.{part}")
     return found
 
 
