@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from entropy_monitor import load_run
 
@@ -24,6 +27,16 @@ def test_plain_loop(tmp_path: Path) -> None:
     kept = load_run(tmp_path / "run")
     assert sorted(kept.heads["step"].unique()) == [0, 10]
     assert len(kept.loss) == 12
+
+
+def test_any_tracker(tmp_path: Path) -> None:
+    out = run(str(ROOT / "examples" / "any_tracker.py"), "--steps", "12", "--run-dir", str(tmp_path / "run"))
+    assert "metrics a step; entropy at step 10 is " in out
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 10]
+    heads = load_run(tmp_path / "run").heads
+    least = heads[heads["step"] == 10]["entropy"].min()
+    assert json.loads(lines[-1])["attention/all/entropy_min"] == pytest.approx(least)
 
 
 def board(folder: Path, name: str) -> list[int]:

@@ -56,8 +56,8 @@ class FunctionLogger(Sink):
         self._started = False
 
     def log(self, record: Record) -> None:
-        """Calls the function."""
-        if self._metrics is None:
+        """Calls the function; not for what comes between measured steps, which is scalars alone."""
+        if self._metrics is None or not len(record.heads["head"]):
             return
         if not self._started:
             self._metrics.start(record.step)

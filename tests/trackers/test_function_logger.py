@@ -13,6 +13,7 @@ import torch
 from entropy_monitor import EntropyMonitor
 from entropy_monitor.dashboards import FunctionLogger
 from entropy_monitor.errors import ConfigurationError
+from entropy_monitor.records import HEADS, Record
 from entropy_monitor.trackers.aggregates import aggregate_layers
 from entropy_monitor.trackers.whole_model import WholeModel
 from tests.dashboards.records_factory import event, info, record
@@ -57,6 +58,14 @@ def test_what_is_not_finite_is_handed_on_and_what_is_not_known_is_not_there() ->
     (given, _), *_ = tracker.rows
     assert math.isnan(given["attention/layer_00/entropy_min"])
     assert not [name for name in given if name.endswith(("floor_weights", "sigma_v"))]
+
+
+def test_it_is_called_for_measured_steps_alone() -> None:
+    tracker = Tracker()
+    logger = FunctionLogger(tracker)
+    logger.open(info())
+    logger.log(Record(3, HEADS.empty(), scalars=record(3).scalars))
+    assert tracker.rows == []
 
 
 def test_layers_are_bounded() -> None:
