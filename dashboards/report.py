@@ -1,131 +1,146 @@
-"""One HTML file about one or several runs, to read, send or print: no server, no script, no request."""
+"""One HTML file about one or several runs, to read or to send: no server, no request, nothing beside it."""
 
 from __future__ import annotations
 
+import base64
+import gzip
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from importlib import resources, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Protocol, runtime_checkable
 
-from entropy_monitor.dashboards.digest import (
-    Digest,
-    advice,
-    alert_rows,
-    digest,
-    headline,
-    history,
-    percent,
-)
-from entropy_monitor.dashboards.report_figures import compared, drawn, map_image
+from entropy_monitor.dashboards.packing import pack
+from entropy_monitor.dashboards.report_data import expected_bytes, report_data
+from entropy_monitor.dashboards.run_view import RunView
+from entropy_monitor.dashboards.verdict import advice, headline, history
+from entropy_monitor.dashboards.web.assets import plotly_script, static_text
+from entropy_monitor.dashboards.web.joined import joined_modules
 from entropy_monitor.errors import ConfigurationError, MissingExtraError
-from entropy_monitor.phrases import number, ranges, times
+from entropy_monitor.phrases import number
 
-if TYPE_CHECKING:
-    import pandas as pd
+MOST_BYTES = 8_000_000
+"""What a report weighs at most; of large runs it shows fewer steps instead."""
 
-    from entropy_monitor.frames import RunTables
+_STAGES = ((500, False), (250, False), (125, False), (60, False), (60, True), (30, True), (15, True))
+"""Most steps of each run, and whether only the main figures are shown; the first that fits is taken."""
 
-_MOST_CARDS = 24
 _MOST_EVENTS = 40
-_MOST_PLAN_ROWS = 200
+_MOST_ADVICE = 6
+_VERDICTS = {"sound": "sound", "watch": "worth a look", "trouble": "in trouble", "unknown": "unknown"}
 
-_EVIDENCE = {
-    "entropy": "entropy (nats)",
-    "entropy_se": "standard error of the entropy (nats)",
-    "max_entropy": "maximal entropy (nats)",
-    "entropy_share": "entropy / maximum",
-    "share_at_start": "entropy / maximum at the start",
-    "opened_share": "entropy / maximum when it opened",
-    "start_step": "step of the first reading",
-    "below_floor": "nats below a floor",
-    "max_logit": "largest logit",
-    "max_logit_at_start": "largest logit at the start",
-    "max_logit_growth": "largest logit / its first value",
-    "max_logit_layer": "largest logit of the layer",
-    "floor_row": "floor from each row's logits (nats)",
-    "floor_activation": "floor from the norms of q and k (nats)",
-    "floor_weights": "floor from weights and inputs (nats)",
-    "sigma_q": "σ(W_Q)",
-    "sigma_k": "σ(W_K)",
-    "sigma_qk": "σ(W_K W_Qᵀ)",
-    "sigma_qk_at_start": "σ(W_K W_Qᵀ) at the start",
-    "sigma_qk_growth": "σ(W_K W_Qᵀ) / its first value",
-    "grad_linf": "largest attention gradient",
-    "grad_linf_at_start": "largest attention gradient at the start",
-    "grad_linf_growth": "largest attention gradient / its first value",
-    "grad_l2": "norm of the attention gradient",
-    "update_sigma": "σ of the last update",
-    "update_entropy": "spectral entropy of the last update (nats)",
-    "loss": "loss",
-    "loss_at_start": "loss at the start",
-    "layers": "layers",
-    "uniform_layers": "uniform layers",
-    "worst_head": "worst head",
-}
-_COUNTS = {"start_step", "layers", "uniform_layers", "worst_head"}
+
+@runtime_checkable
+class _HasPath(Protocol):
+    @property
+    def path(self) -> Path: ...
 
 
 def write_report(
-    runs: Iterable[RunTables] | RunTables, path: str | os.PathLike[str], *, overwrite: bool = True
+    runs: Iterable[object] | object,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = True,
+    most_bytes: int = MOST_BYTES,
 ) -> Path:
-    """Writes a self-contained HTML page about runs: a summary in words, a table, figures, every alert.
+    """Writes a self-contained HTML page about runs: a summary in words, then the views that `serve` has.
 
     Args:
-        runs: one run, or several to compare, as `entropy_monitor.load_run` returns them.
+        runs: a run directory, a run as `entropy_monitor.load_run` returns it, or several of these to compare.
         path: the file to write; missing folders are made.
         overwrite: whether a file that is there may be replaced.
+        most_bytes: what the file weighs at most. Of runs of more than 500 measured steps, or of very many
+            heads, stretches of steps are shown by their extremes.
 
     Returns:
         The file's path. It is written whole or not at all.
 
     Raises:
-        MissingExtraError: matplotlib or jinja2 is not installed.
-        ConfigurationError: there are no runs, `path` is a folder or cannot be written, or it exists
-            and `overwrite` is False.
+        MissingExtraError: plotly or jinja2 is not installed.
+        RunDirectoryError: there is no run at one of the places.
+        ConfigurationError: there are no runs, they cannot be shown within `most_bytes`, `path` is a folder or
+            cannot be written, or it exists and `overwrite` is False.
     """
-    for package in ("matplotlib", "jinja2"):
-        if util.find_spec(package) is None:
-            raise MissingExtraError(package, "report", "the HTML report")
-    chosen = list(runs) if isinstance(runs, Iterable) else [runs]
-    if not chosen:
-        raise ConfigurationError("runs is empty; give at least one run to report on")
+    if util.find_spec("jinja2") is None:
+        raise MissingExtraError("jinja2", "report", "the HTML report")
+    script = plotly_script()
+    folders = _folders(runs)
     target = Path(path)
     with _writing(target):
         _check_target(target, overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
-    page = render(_told_apart(chosen))
+    page = _fitting(folders, script, most_bytes)
     with _writing(target):
         _replace(target, page)
     return target
 
 
-def render(runs: Sequence[RunTables]) -> str:
-    """The report as HTML text. Whatever comes from a run is escaped."""
+def _folders(runs: Iterable[object] | object) -> list[Path]:
+    several = isinstance(runs, Iterable) and not isinstance(runs, (str, os.PathLike, _HasPath))
+    found = []
+    for run in runs if several else [runs]:  # type: ignore[attr-defined]
+        place = run.path if isinstance(run, _HasPath) and not isinstance(run, Path) else run
+        if not isinstance(place, (str, os.PathLike)):
+            raise ConfigurationError(f"a run is a run directory or what load_run returns, not {place!r}")
+        found.append(Path(place))
+    if not found:
+        raise ConfigurationError("runs is empty; give at least one run to report on")
+    return found
+
+
+def _fitting(folders: Sequence[Path], script: bytes, most_bytes: int) -> str:
+    """The page with as many steps and figures as fit."""
+    names = _names(folders)
+    views = {name: RunView(folder, name) for folder, name in zip(folders, names, strict=True)}
+    packed_script, size = _packed(script), most_bytes
+    for positions, main_only in _STAGES:
+        if len(packed_script) + 0.6 * expected_bytes(views, positions, main_only=main_only) > most_bytes:
+            continue
+        page = render(views, packed_script, positions, main_only=main_only)
+        size = len(page.encode())
+        if size <= most_bytes:
+            return page
+    raise ConfigurationError(
+        f"a report of {len(folders)} runs of this size weighs more than {size / 1e6:.1f} MB even with "
+        f"{_STAGES[-1][0]} steps each, and {most_bytes / 1e6:.1f} MB are allowed; report on fewer runs, "
+        "or give a larger most_bytes"
+    )
+
+
+def render(views: Mapping[str, RunView], script: str, positions: int, *, main_only: bool = False) -> str:
+    """The report as HTML text. Whatever comes from a run is escaped.
+
+    Args:
+        views: the runs by their ids.
+        script: plotly's, packed.
+        positions: most steps of each run.
+        main_only: whether of heads only the figures that say most are shown.
+    """
     from jinja2 import Environment, StrictUndefined
 
     here = resources.files(__package__ or "entropy_monitor.dashboards")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters.update(number=cell, percent=percent, times=times)
+    environment.filters["number"] = cell
     template = environment.from_string(here.joinpath("report.html").read_text("utf-8"))
-    events, digests = history(runs), [digest(run) for run in runs]
+    alerts = [(view.name, view.alerts) for view in views.values()]
+    digests = [view.digest for view in views.values()]
+    events, pieces = history(alerts), advice(alerts)
+    data = report_data(views, ", ".join(digest.name for digest in digests), positions, main_only=main_only)
     return template.render(
-        css=here.joinpath("report.css").read_text("utf-8"),
+        css=static_text("style.css") + here.joinpath("report.css").read_text("utf-8"),
         headline=headline(digests),
         digests=digests,
+        verdicts=_VERDICTS,
+        problems=[(view.name, view.problems) for view in views.values() if view.problems],
         events=events[:_MOST_EVENTS],
         more_events=max(0, len(events) - _MOST_EVENTS),
-        advice=advice(runs),
-        comparison=compared(runs),
-        runs=[_run_section(run, summed) for run, summed in zip(runs, digests, strict=True)],
-        verdicts={
-            "sound": "sound",
-            "watch": "worth a look",
-            "trouble": "in trouble",
-            "unknown": "unknown",
-        },
+        advice=pieces[:_MOST_ADVICE],
+        more_advice=len(pieces) > _MOST_ADVICE,
+        remarks=[_remark(view, positions) for view in views.values() if view.digest.measured > positions],
+        plotly=script,
+        data=_packed(pack(data)),
+        script=joined_modules("report", lambda name: static_text(f"{name}.js")),
     )
 
 
@@ -138,94 +153,23 @@ def cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else number(value)
 
 
-def _run_section(run: RunTables, summed: Digest) -> dict[str, Any]:
-    ranked = alert_rows(run)
-    cards = sorted(ranked[:_MOST_CARDS], key=lambda a: a["opened"])
-    plan = [(str(layer), _flat(how)) for layer, how in _items(run.plan)]
-    return {
-        "digest": summed,
-        "path": str(run.path),
-        "problems": [str(problem) for problem in run.problems],
-        "figures": drawn(run, summed),
-        "cards": [_card(alert) for alert in cards],
-        "more_cards": len(ranked) - len(cards),
-        "facts": [(key, _flat(value)) for key, value in _items(run.info) if _flat(value)],
-        "plan": plan[:_MOST_PLAN_ROWS],
-        "more_plan": max(0, len(plan) - _MOST_PLAN_ROWS),
-    }
+def _remark(view: RunView, positions: int) -> str:
+    return (
+        f"{view.name}: {view.digest.measured:,} measured steps are shown as {positions} stretches, each by "
+        "its least and largest values."
+    )
 
 
-def _card(alert: Mapping[str, Any]) -> dict[str, Any]:
-    evidence = dict(alert["evidence"] or {})
-    image = map_image(evidence.pop("map", None))
-    call = evidence.pop("call", 0)
-    figures = [
-        (_EVIDENCE.get(key, key.replace("_", " ")), _evidence_text(key, value))
-        for key, value in evidence.items()
-        if isinstance(value, (int, float, str)) and not isinstance(value, bool)
+def _packed(data: bytes) -> str:
+    return base64.b64encode(gzip.compress(data, compresslevel=6, mtime=0)).decode("ascii")
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names; those that several share with their paths."""
+    names = [folder.resolve().name for folder in folders]
+    return [
+        name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)
     ]
-    worst = f"head {evidence['worst_head']}" if "worst_head" in evidence else "the worst head"
-    return {
-        **{key: str(alert[key]) for key in ("severity", "title", "message", "advice", "layer")},
-        "heads": ranges(alert["heads"]),
-        "opened": int(alert["opened"]),
-        "updated": int(alert["updated"]),
-        "closed": alert["closed"],
-        "evidence": figures,
-        "image": image,
-        "alt": f"Attention map of {worst} of {alert['layer']}" + (f", call {call}" if call else ""),
-    }
-
-
-def _evidence_text(key: str, value: float | str) -> str:
-    if isinstance(value, str):
-        return value
-    if key in _COUNTS:
-        return f"{value:,.0f}"
-    if "share" in key:
-        return percent(value)
-    return times(value) if key.endswith("_growth") else cell(value)
-
-
-def _items(mapping: Any) -> list[tuple[str, Any]]:
-    return [(str(key), value) for key, value in mapping.items()] if mapping else []
-
-
-def _flat(value: Any) -> str:
-    """Options, versions or a plan's entry on one line; parameter shapes, which are long, as their number."""
-    if isinstance(value, Mapping):
-        parts = []
-        for key, inner in value.items():
-            text = f"{len(inner)}" if key == "parameters" else _flat(inner)
-            parts.append(f"{key}: {text}")
-        return ", ".join(parts)
-    if isinstance(value, (list, tuple)):
-        return " ".join(_flat(inner) for inner in value)
-    return "–" if value is None else str(value)
-
-
-def _told_apart(runs: Sequence[RunTables]) -> list[RunTables]:
-    """The runs, those that share a name with another one named by their path."""
-    names = [run.name for run in runs]
-    return [run if names.count(run.name) == 1 else _Renamed.of(run) for run in runs]
-
-
-@dataclass(frozen=True)
-class _Renamed:
-    name: str
-    path: Path
-    heads: pd.DataFrame
-    layers: pd.DataFrame
-    scalars: pd.DataFrame
-    alerts: pd.DataFrame
-    info: Any
-    plan: Any
-    problems: Sequence[str]
-
-    @classmethod
-    def of(cls, run: RunTables) -> _Renamed:
-        values = {field.name: getattr(run, field.name) for field in fields(cls)}
-        return cls(**{**values, "name": str(run.path)})
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -50,12 +50,17 @@ class RunView:
         run_dir: the run's directory.
         name: what pages call it; by default the directory's name.
 
+    Attributes:
+        name: what pages call it.
+        most_positions: most steps of the slider; may be set.
+
     Raises:
         RunDirectoryError: there is no run at `run_dir`.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], name: str | None = None) -> None:
         self._run = FollowedRun(run_dir)
+        self.most_positions = MOST_POSITIONS
         self.name = self._run.path.resolve().name if name is None else name
         self._generation = 0
         self._kept: dict[Any, Any] = {}
@@ -69,6 +74,11 @@ class RunView:
     def version(self) -> str:
         """Changes whenever the answers may have."""
         return f"{self._generation}-{int(self._is_live())}"
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What could not be read, in words."""
+        return self._run.problems
 
     @property
     def digest(self) -> Digest:
@@ -140,14 +150,40 @@ class RunView:
         Raises:
             ConfigurationError: there is no such column or layer.
         """
-        cubes, shown = self._cubes_of(column)
-        wanted, remark = self._chosen(cubes, shown) if layers is None else (self._checked(layers), "")
+        cubes, _ = self._cubes_of(column)
+        wanted, remark = self.default_layers(column) if layers is None else (self._checked(layers), "")
         return {
             "column": column,
             "layers": self._bands(cubes, column, wanted, points),
             "maximum": self._bands(cubes, "max_entropy", wanted, points) if column == "entropy" else [],
             "remark": remark,
         }
+
+    def default_layers(self, column: str) -> tuple[list[int], str]:
+        """Which layers a figure of a column shows, and a remark where that is not all.
+
+        At most eight, evenly spaced, the one with the worst value among them.
+
+        Raises:
+            ConfigurationError: there is no such column.
+        """
+        cubes, shown = self._cubes_of(column)
+        names = self._layers
+        if len(names) <= MOST_LAYERS:
+            return list(range(len(names))), ""
+        places = np.linspace(0, len(names) - 1, MOST_LAYERS).round().astype(int).tolist()
+        remark = f"{MOST_LAYERS} of {len(names)} layers, evenly spaced"
+        name = SHARE if shown.name == "entropy" else shown.name  # layers differ in how many keys they see
+        values = cubes.column(name, shown.bad)
+        known = np.where(np.isfinite(values), values, np.inf if shown.bad == "low" else -np.inf)
+        if known.size and np.isfinite(known).any():
+            place = int(known.argmin() if shown.bad == "low" else known.argmax()) % values.shape[1]
+            worst = names.index(cubes.places[place].layer)
+            if worst not in places:
+                nearest = min(range(len(places)), key=lambda i: abs(places[i] - worst))
+                places[nearest] = worst
+                remark += f", and the one with the {'lowest' if shown.bad == 'low' else 'largest'} value"
+        return sorted(places), remark
 
     def summary_curves(self, points: int = 600) -> Answer:
         """The whole run in four curves, to stand beside those of other runs."""
@@ -222,6 +258,37 @@ class RunView:
             "broken": heads.broken_steps(row)[:_MOST_BROKEN].astype(np.float64),
         }
 
+    def matrix(self, column: str, *, of_layers: bool = False) -> Answer:
+        """A whole column at the slider's positions, for a page without a server.
+
+        Returns:
+            `steps` `[P]`; `low` and `high` `[P, rows]`, the least and largest value of the steps that a
+            position stands for, high None where they are one; `mean` `[P, layers]`, over heads and steps.
+
+        Args:
+            column: of the heads.
+            of_layers: of the layers instead; rows are layers then.
+
+        Raises:
+            ConfigurationError: there is no such column.
+        """
+        if column not in (_LAYER if of_layers else _HEAD):
+            raise ConfigurationError(f"column is {column!r}; there is none of this name")
+        cubes = self._run.layers if of_layers else self._run.heads
+        starts = bucket_starts(len(cubes.steps), self.most_positions)
+        low, high, mean = (cubes.column(column, of) for of in ("low", "high", "mean"))
+        of_layer: dict[str, list[int]] = {name: [] for name in self._layers}
+        for i, place in enumerate(cubes.places):
+            of_layer[place.layer].append(i)
+        means = [_reduced(_row_mean(_part(mean, own)), starts, "mean") for own in of_layer.values()]
+        is_exact = len(starts) == len(cubes.steps) and not cubes.in_blocks
+        return {
+            "steps": cubes.steps[starts].astype(np.float64),
+            "low": _reduced(low, starts, "low"),
+            "high": None if is_exact else _reduced(high, starts, "high"),
+            "mean": np.stack(means, axis=1) if means else np.empty((len(starts), 0), np.float32),
+        }
+
     def scalar(self, name: str = "loss", points: int = 1000) -> Answer:
         """A scalar by step; empty where the run has none of this name."""
         steps, values = self._run.scalars.get(name, (np.empty(0, np.int64), np.empty(0)))
@@ -251,7 +318,7 @@ class RunView:
         return not self._run.has_ended and time.time() - self._run.written < _LIVE_SECONDS
 
     def _positions(self) -> npt.NDArray[np.intp]:
-        return bucket_starts(len(self._run.heads.steps), MOST_POSITIONS)
+        return bucket_starts(len(self._run.heads.steps), self.most_positions)
 
     def _once(self, key: Any, make: Callable[[], _T]) -> _T:
         if key not in self._kept:
@@ -279,32 +346,13 @@ class RunView:
                 raise ConfigurationError(f"layer is {place}; this run has {len(self._layers)} layers")
         return list(layers)
 
-    def _chosen(self, cubes: Cubes, shown: ShownColumn) -> tuple[list[int], str]:
-        """At most eight layers, evenly spaced, the one with the worst value among them."""
-        names = self._layers
-        if len(names) <= MOST_LAYERS:
-            return list(range(len(names))), ""
-        places = np.linspace(0, len(names) - 1, MOST_LAYERS).round().astype(int).tolist()
-        remark = f"{MOST_LAYERS} of {len(names)} layers, evenly spaced"
-        name = SHARE if shown.name == "entropy" else shown.name  # layers differ in how many keys they see
-        values = cubes.column(name, shown.bad)
-        known = np.where(np.isfinite(values), values, np.inf if shown.bad == "low" else -np.inf)
-        if known.size and np.isfinite(known).any():
-            place = int(known.argmin() if shown.bad == "low" else known.argmax()) % values.shape[1]
-            worst = names.index(cubes.places[place].layer)
-            if worst not in places:
-                nearest = min(range(len(places)), key=lambda i: abs(places[i] - worst))
-                places[nearest] = worst
-                remark += f", and the one with the {'lowest' if shown.bad == 'low' else 'largest'} value"
-        return sorted(places), remark
-
     def _bands(self, cubes: Cubes, column: str, wanted: Sequence[int], points: int) -> list[Answer]:
         names = self._layers
         mean, low, high = (cubes.column(column, of) for of in ("mean", "low", "high"))
         bands = []
         for place in wanted:
             own = [i for i, p in enumerate(cubes.places) if p.layer == names[place]]
-            means = _row_mean(mean[:, own])
+            means = _row_mean(_part(mean, own))
             known = np.flatnonzero(~np.isnan(means))
             starts = bucket_starts(len(known), points)
             bands.append(
@@ -312,8 +360,8 @@ class RunView:
                     "layer": place,
                     "steps": cubes.steps[known][starts].astype(np.float64),
                     "mean": _reduced(means[known], starts, "mean"),
-                    "low": _reduced(_least(low[:, own])[known], starts, "low"),
-                    "high": _reduced(_largest(high[:, own])[known], starts, "high"),
+                    "low": _reduced(_least(_part(low, own))[known], starts, "low"),
+                    "high": _reduced(_largest(_part(high, own))[known], starts, "high"),
                 }
             )
         return bands
@@ -347,6 +395,13 @@ def _range(heads: Cubes, column: str) -> tuple[float | None, float | None]:
     return (float(low.min()), float(high.max())) if low.size and high.size else (None, None)
 
 
+def _part(values: Floats, columns: Sequence[int]) -> Floats:
+    """Some columns; those that stand side by side, as the heads of a layer do, without a copy."""
+    if columns and columns[-1] - columns[0] == len(columns) - 1:
+        return values[:, columns[0] : columns[-1] + 1]
+    return values[:, list(columns)]
+
+
 def _row_mean(values: Floats) -> Floats:
     """`[steps]`: the mean of what is finite; NaN where nothing is."""
     known = np.isfinite(values)
@@ -367,9 +422,9 @@ def _largest(values: Floats) -> Floats:
 
 
 def _reduced(values: Floats, starts: npt.NDArray[np.intp], how: str) -> Floats:
-    """Each bucket of a curve as one value; what is not known is left out."""
+    """Each bucket of a curve `[steps]`, or of several `[steps, n]`, as one value; NaN is left out."""
     if not len(starts):
-        return np.empty(0, np.float32)
+        return np.empty((0, *values.shape[1:]), np.float32)
     if how == "low":
         return np.fmin.reduceat(values, starts).astype(np.float32)
     if how == "high":
