@@ -42,6 +42,12 @@ def test_cures_prints_a_line_a_run() -> None:
     assert len(out.splitlines()) == 2 + 8
 
 
+def test_loggers_prints_a_line_a_logger_and_shape() -> None:
+    lines = run(benchmark("loggers"), "--records", "2", "--max-layers", "3").splitlines()
+    assert len(lines) == 1 + 6
+    assert all(re.search(r"   58 scalars .* kB .* ms, at most ", line) for line in lines[1:])
+
+
 def rows_of(table: str) -> dict[str, list[str]]:
     """The cells of every row of Markdown tables, by the first cell; those of a later table take over."""
     lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
