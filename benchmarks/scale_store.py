@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +17,27 @@ import entropy_monitor as em
 from entropy_monitor.records import HEADS, LAYERS, Columns, Record, RunInfo
 from entropy_monitor.store import RunWriter, export
 
-LAYER_COUNT, HEAD_COUNT = 12, 8  # of the run that is simulated: 96 head-rows a record
 EVERY = 10  # steps between records
-ROWS_PER_RECORD = LAYER_COUNT * HEAD_COUNT
 _DRIFT = 0.01  # relative change of a figure from record to record
 _STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The model of a run that is simulated: its layers, and heads in each."""
+
+    layers: int = 12
+    heads: int = 8
+
+    @property
+    def rows(self) -> int:
+        """Head-rows in a record."""
+        return self.layers * self.heads
+
+    @property
+    def names(self) -> list[str]:
+        """The layers' names."""
+        return [f"transformer.blocks.{i}.attn" for i in range(self.layers)]
 
 
 @dataclass(frozen=True)
@@ -39,42 +55,47 @@ class Written:
         return self.bytes_ * 1e6 / self.head_rows
 
 
-def write_run(folder: Path, steps: int, clock: Clock) -> Written:
+def write_run(folder: Path, steps: int, clock: Clock, depth: Depth = Depth()) -> Written:
     """Write a run of `steps` training steps, a record every 10, of figures that drift, each on its own."""
-    generator = np.random.default_rng(0)
-    names = [f"transformer.blocks.{i}.attn" for i in range(LAYER_COUNT)]
-    figures = generator.uniform(0.5, 5.0, (len(HEADS.columns), ROWS_PER_RECORD)).astype(np.float32)
-    whole = generator.uniform(0.5, 5.0, (len(LAYERS.columns), LAYER_COUNT)).astype(np.float32)
     writer = RunWriter(folder)
     writer.open(RunInfo(model={"class": "Simulated", "parameters": {}}, options={}, versions={}))
-    records = range(0, steps, EVERY)
-    seconds = 0.0
-    for step in records:
+    seconds = sum(timed(partial(writer.log, record), clock) for record in records(steps, depth))
+    seconds += timed(writer.close, clock)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Written(steps, len(range(0, steps, EVERY)) * depth.rows, seconds, size)
+
+
+def records(steps: int, depth: Depth) -> Iterator[Record]:
+    """The records of such a run."""
+    generator = np.random.default_rng(0)
+    figures = generator.uniform(0.5, 5.0, (len(HEADS.columns), depth.rows)).astype(np.float32)
+    whole = generator.uniform(0.5, 5.0, (len(LAYERS.columns), depth.layers)).astype(np.float32)
+    names = depth.names
+    of_heads = [name for name in names for _ in range(depth.heads)]
+    for step in range(0, steps, EVERY):
         for table in (figures, whole):
             table *= 1 + _DRIFT * generator.standard_normal(table.shape, dtype=np.float32)
             np.clip(table, 1e-3, 100.0, out=table)
-        record = Record(step, _heads(step, names, figures), _layers(step, names, whole), _loss(step))
-        seconds += timed(partial(writer.log, record), clock)
-    seconds += timed(writer.close, clock)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Written(steps, len(records) * ROWS_PER_RECORD, seconds, size)
+        yield Record(step, _heads(step, of_heads, figures, depth), _layers(step, names, whole), _loss(step))
 
 
-def _heads(step: int, names: list[str], figures: np.ndarray) -> Columns:
+def _heads(step: int, names: list[str], figures: np.ndarray, depth: Depth) -> Columns:
+    rows = depth.rows
     places = {
-        "step": np.full(ROWS_PER_RECORD, step),
-        "layer": [name for name in names for _ in range(HEAD_COUNT)],
-        "layer_index": np.repeat(np.arange(LAYER_COUNT), HEAD_COUNT),
-        "call": np.zeros(ROWS_PER_RECORD, np.int64),
-        "head": np.tile(np.arange(HEAD_COUNT), LAYER_COUNT),
-        "attention": ["softmax"] * ROWS_PER_RECORD,
-        "rows_read": np.full(ROWS_PER_RECORD, 128),
+        "step": np.full(rows, step),
+        "layer": names,
+        "layer_index": np.repeat(np.arange(depth.layers), depth.heads),
+        "call": np.zeros(rows, np.int64),
+        "head": np.tile(np.arange(depth.heads), depth.layers),
+        "attention": ["softmax"] * rows,
+        "rows_read": np.full(rows, 128),
     }
     return {name: places.get(name, figures[i]) for i, name in enumerate(HEADS.names)}
 
 
 def _layers(step: int, names: list[str], figures: np.ndarray) -> Columns:
-    places = {"step": np.full(LAYER_COUNT, step), "layer": names, "layer_index": np.arange(LAYER_COUNT)}
+    count = len(names)
+    places = {"step": np.full(count, step), "layer": names, "layer_index": np.arange(count)}
     return {name: places.get(name, figures[i]) for i, name in enumerate(LAYERS.names)}
 
 

@@ -121,7 +121,7 @@ def render(views: Mapping[str, RunView], script: str, positions: int, *, main_on
 
     here = resources.files(__package__ or "entropy_monitor.dashboards")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = cell
+    environment.filters.update(number=cell, spans=_spans)
     template = environment.from_string(here.joinpath("report.html").read_text("utf-8"))
     alerts = [(view.name, view.alerts) for view in views.values()]
     digests = [view.digest for view in views.values()]
@@ -151,6 +151,11 @@ def cell(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else number(value)
+
+
+def _spans(text: str) -> list[tuple[bool, str]]:
+    """A text in pieces, and of each whether it is code, which stands between backticks."""
+    return [(i % 2 == 1, piece) for i, piece in enumerate(text.split("`")) if piece]
 
 
 def _remark(view: RunView, positions: int) -> str:

@@ -186,3 +186,9 @@ def test_the_picture_of_the_readme(demo: object, tmp_path: Path) -> None:
     folder = demo.folder  # type: ignore[attr-defined]
     run(benchmark("collapse_figure"), str(folder), "-o", str(out))
     assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_pages_prints_a_line_a_run() -> None:
+    lines = run(benchmark("pages"), "--smoke").splitlines()
+    assert lines[-1].split()[:4] == ["4", "heads", "×", "20"]
+    assert len(lines[-1].split()) == 12

@@ -7,7 +7,7 @@ the same page as a tab of TensorBoard.
 |---|---|
 | `library.py` | finds the runs of a folder and keeps what was read of them |
 | `api.py` | a request's parameters in, a packed answer out |
-| `assets.py`, `bundling.py` | the page's own files, plotly's script; all modules as one script |
+| `assets.py`, `joined.py` | the page's own files, plotly's script; all modules as one script |
 | `app.py`, `security.py` | routes, errors, headers, who may ask |
 | `server.py` | `serve` |
 | `static/` | the page: one ES module a part, no build step; `static/source_http.js` is where it asks |

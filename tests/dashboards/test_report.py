@@ -146,6 +146,12 @@ def test_any_run_has_a_report(tmp_path: Path) -> None:
     assert "Nothing was measured" in Page(write_report(begun, tmp_path / "report.html")).text
 
 
+def test_code_in_advice_is_set_as_code(tmp_path: Path) -> None:
+    given = alert(10, advice="Call `em.fold(model)` <b>now</b>, or `wait`.")
+    page = Page(write_report(write_run(tmp_path / "run", alerts=[given]), tmp_path / "report.html"))
+    assert "Call <code>em.fold(model)</code> &lt;b&gt;now&lt;/b&gt;, or <code>wait</code>." in page.source
+
+
 def test_damage_is_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "run.json").write_text("{")
