@@ -16,6 +16,7 @@ ALLOWED_SKIPS = (
     "needs CUDA",
     "needs flash-attn",
     "needs xformers",
+    "needs chromium",  # `.ci/run` forbids this one: ENTROPY_MONITOR_REQUIRE=chromium
     "needs fork",
     "needs POSIX folders",
     "POSIX only",

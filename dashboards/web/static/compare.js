@@ -1,6 +1,7 @@
 // Runs compared: loss, entropy and σ_QK of each in one colour.
 
 import { Chart, axisFor, line, titled } from "./charts.js";
+import { h } from "./dom.js";
 import { colour, runLine } from "./theme.js";
 import { plain } from "./words.js";
 
@@ -14,7 +15,7 @@ const NARROW = 820;
 export class Compare {
   constructor() {
     this.chart = new Chart("Loss, entropy and largest σ_QK of the runs compared", 200);
-    this.element = this.chart.element;
+    this.element = h("div", { class: "compare" }, this.chart.element);
   }
 
   /** `runs`: [{ name, summary }] in the order of their colours. */

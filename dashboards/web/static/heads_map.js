@@ -38,7 +38,9 @@ export class HeadsMap {
     if (!by || this.row === null || !this.rows) return;
     event.preventDefault();
     const next = this.rows.step(this.row, ...by);
-    if (next !== this.row) this.onselect(next);
+    if (next === this.row) return;
+    this.row = next; // the next key may come before the map is drawn anew
+    this.onselect(next);
   }
 
   /**

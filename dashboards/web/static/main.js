@@ -14,7 +14,7 @@ const PENDING_MS = 300;
 const THEMES = { auto: "light", light: "dark", dark: "auto" };
 
 /** Build the page into `root`. `interval`: milliseconds between two questions whether runs have grown. */
-export function mount(root, source, { interval = 4000, emptyWords = "" } = {}) {
+export function mount(root, source, { interval = 3000, emptyWords = "" } = {}) {
   const page = new Page(root, source, interval, emptyWords);
   page.start();
   return page;
