@@ -19,6 +19,7 @@ from entropy_monitor.dashboards.web.assets import plotly_script, static_text
 from entropy_monitor.dashboards.web.joined import joined_modules
 from entropy_monitor.errors import ConfigurationError, MissingExtraError
 from entropy_monitor.phrases import number
+from entropy_monitor.records import severity_rank
 
 MOST_BYTES = 8_000_000
 """What a report weighs at most; of large runs it shows fewer steps instead."""
@@ -26,7 +27,7 @@ MOST_BYTES = 8_000_000
 _STAGES = ((500, False), (250, False), (125, False), (60, False), (60, True), (30, True), (15, True))
 """Most steps of each run, and whether only the main figures are shown; the first that fits is taken."""
 
-_MOST_EVENTS = 40
+_MOST_EVENTS = 20
 _MOST_ADVICE = 6
 _VERDICTS = {"sound": "sound", "watch": "worth a look", "trouble": "in trouble", "unknown": "unknown"}
 
@@ -126,6 +127,7 @@ def render(views: Mapping[str, RunView], script: str, positions: int, *, main_on
     alerts = [(view.name, view.alerts) for view in views.values()]
     digests = [view.digest for view in views.values()]
     events, pieces = history(alerts), advice(alerts)
+    worst = sorted(events, key=lambda event: -severity_rank(event.severity))[:_MOST_EVENTS]
     data = report_data(views, ", ".join(digest.name for digest in digests), positions, main_only=main_only)
     return template.render(
         css=static_text("style.css") + here.joinpath("report.css").read_text("utf-8"),
@@ -133,7 +135,7 @@ def render(views: Mapping[str, RunView], script: str, positions: int, *, main_on
         digests=digests,
         verdicts=_VERDICTS,
         problems=[(view.name, view.problems) for view in views.values() if view.problems],
-        events=events[:_MOST_EVENTS],
+        events=[event for event in events if event in worst],
         more_events=max(0, len(events) - _MOST_EVENTS),
         advice=pieces[:_MOST_ADVICE],
         more_advice=len(pieces) > _MOST_ADVICE,

@@ -51,7 +51,8 @@ class Digest:
         name: the run's name.
         verdict: `trouble` after a severe alert or a loss that was not finite, `watch` after a
             warning, `sound` without either, `unknown` where nothing was measured.
-        words: the verdict in a sentence or two.
+        headline: the verdict in a sentence.
+        words: the same, and what else there is to say in a few sentences.
         first_step: the first step that was measured, None for an empty run.
         last_step: the last step of any table, None for an empty run.
         measured: how many steps were measured.
@@ -67,6 +68,7 @@ class Digest:
 
     name: str
     verdict: Verdict
+    headline: str
     words: str
     first_step: int | None
     last_step: int | None
@@ -125,6 +127,7 @@ def digest(name: str, run: FollowedRun, alerts: Sequence[Alert]) -> Digest:
     summed = Digest(
         name=name,
         verdict=verdict,
+        headline="",
         words="",
         first_step=int(heads.steps[0]) if len(heads.steps) else None,
         last_step=max(last, default=None),
@@ -138,7 +141,8 @@ def digest(name: str, run: FollowedRun, alerts: Sequence[Alert]) -> Digest:
         alerts=counts,
         open_alerts=sum(alert.closed is None for alert in alerts),
     )
-    return replace(summed, words=_words(summed, history([(name, alerts)])))
+    sentences = _sentences(summed, history([(name, alerts)]))
+    return replace(summed, headline=sentences[0], words=" ".join(sentences))
 
 
 def history(runs: Iterable[tuple[str, Sequence[Alert]]]) -> list[Event]:
@@ -173,7 +177,7 @@ def headline(digests: Sequence[Digest]) -> str:
     """All runs in one sentence."""
     sound = sum(digest.verdict == "sound" for digest in digests)
     if len(digests) == 1:
-        return digests[0].words
+        return digests[0].headline
     if sound == len(digests):
         return f"All {sound} runs are sound: no warning and no severe alert."
     others = [
@@ -190,9 +194,9 @@ def headline(digests: Sequence[Digest]) -> str:
     return f"{number} of {len(digests)} runs {verb} sound. " + "; ".join(others) + "."
 
 
-def _words(summed: Digest, events: Sequence[Event]) -> str:
+def _sentences(summed: Digest, events: Sequence[Event]) -> list[str]:
     if summed.verdict == "unknown":
-        return "Nothing was measured, so nothing can be said about this run."
+        return ["Nothing was measured, so nothing can be said about this run."]
     sentences = []
     if summed.verdict == "sound":
         sentences.append(f"Sound: no warning and no severe alert in {summed.measured} measured steps.")
@@ -212,7 +216,7 @@ def _words(summed: Digest, events: Sequence[Event]) -> str:
             f"Attention entropy ended at {percent(summed.end_share)} of its maximum on average; "
             f"the lowest reading was {percent(low.value)} ({low.where})."
         )
-    return " ".join(sentences)
+    return sentences
 
 
 def percent(share: float) -> str:

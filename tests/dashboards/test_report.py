@@ -180,10 +180,16 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
 
 
 def test_many_alerts_are_cut_and_counted(tmp_path: Path) -> None:
-    alerts = [alert(step, alert_id=f"a-{step}-{i}", title=f"small {i}") for step in STEPS for i in range(8)]
+    alerts = [
+        alert(step, alert_id=f"a-{step}-{i}", title=f"small {step} {i}", severity="info")
+        for step in STEPS
+        for i in range(8)
+    ]
+    alerts.append(alert(50, title="grave"))
     page = Page(write_report(write_run(tmp_path / "run", alerts=alerts), tmp_path / "report.html"))
-    assert "And 8 more, in the lists of alerts below." in page.text
-    assert len(page.data()["details"]["run"]["overview"]["alerts"]) == 48
+    assert "And 29 less severe or later ones, in the lists of alerts below." in page.text
+    assert "grave" in page.text[page.text.index("What happened") :]
+    assert len(page.data()["details"]["run"]["overview"]["alerts"]) == 49
 
 
 def test_long_runs_are_shown_by_their_extremes(tmp_path: Path) -> None:
