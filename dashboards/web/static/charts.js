@@ -16,6 +16,13 @@ const BOTTOM = 40;
 const GAP = 36;
 const MOST_LINES = 40;
 
+let plotly = Promise.resolve();
+
+/** Charts wait for this promise of plotly's script; words need not. */
+export function chartsWaitFor(script) {
+  plotly = script;
+}
+
 /** A chart that fits its place. `label` says to those who cannot see it what it shows. */
 export class Chart {
   constructor(label, height, hasTools = true) {
@@ -34,8 +41,16 @@ export class Chart {
     this.element.setAttribute("aria-label", text);
   }
 
-  /** Draw; the reader's zoom stays while `revision` does. */
-  async draw(traces, layout, revision) {
+  /** Draw in the next frame, of several wishes until then the last; the reader's zoom stays while `revision` does. */
+  draw(traces, layout, revision) {
+    const isWaiting = this.wanted !== undefined;
+    this.wanted = { traces, layout, revision };
+    if (!isWaiting) plotly.then(() => requestAnimationFrame(() => this.drawWanted()));
+  }
+
+  async drawWanted() {
+    const { traces, layout, revision } = this.wanted;
+    this.wanted = undefined;
     const whole = { ...dressed(layout), uirevision: revision };
     await Plotly.react(this.element, traces, whole, { ...OPTIONS, displayModeBar: this.hasTools ? "hover" : false });
     if (!this.isDrawn) {
@@ -47,7 +62,8 @@ export class Chart {
 
   /** Put other lines over what is drawn. */
   mark(shapes) {
-    if (this.isDrawn) Plotly.relayout(this.element, { shapes });
+    if (this.wanted) this.wanted.layout = { ...this.wanted.layout, shapes };
+    else if (this.isDrawn) Plotly.relayout(this.element, { shapes });
   }
 
   fit() {

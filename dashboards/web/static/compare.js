@@ -46,6 +46,6 @@ export class Compare {
         yanchor: "bottom", showarrow: false, font: { size: 11.5, color: colour("ink") },
       });
     });
-    return this.chart.draw(traces, layout, "compared");
+    this.chart.draw(traces, layout, "compared");
   }
 }

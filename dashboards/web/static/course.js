@@ -48,7 +48,7 @@ export class Course {
     const panels = [alertPanel(alerts, lastStep), lossPanel(loss), layersPanel(curves, column, layers)].filter(Boolean);
     const { traces, layout } = stacked(panels, HEIGHT, { margin: { l: 52, r: LEGEND, t: 26, b: 40 } });
     this.chart.label(`Loss and ${column.label} of ${curves.layers.length} layers over training steps`);
-    return this.chart.draw(traces, { ...layout, shapes: stepLines(alerts, step) }, revision);
+    this.chart.draw(traces, { ...layout, shapes: stepLines(alerts, step) }, revision);
   }
 
   move(step) {

@@ -50,6 +50,16 @@ export function choice(label, onchange) {
   };
 }
 
+/** Add an element to the head that loads something; resolves once it has. */
+export function loaded(tag, attributes) {
+  return new Promise((done, failed) => {
+    const element = Object.assign(document.createElement(tag), attributes);
+    element.onload = () => done();
+    element.onerror = () => failed(new Error(`${attributes.src || attributes.href} cannot be read`));
+    document.head.append(element);
+  });
+}
+
 /** Call `act` for the last of several calls in quick succession. */
 export function debounced(act, delay) {
   let timer = 0;

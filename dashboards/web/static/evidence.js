@@ -46,7 +46,7 @@ export class Evidence {
     this.caption.textContent = `${alt}. Each row is a query, each column a key; at step ${whole(alert.updated)}.`;
     this.chart.label(alt);
     const axis = { showgrid: false, showticklabels: false, fixedrange: false, constrain: "domain" };
-    return this.chart.draw(
+    this.chart.draw(
       [{
         type: "heatmap", z, colorscale: SCALE, zmin: 0, hovertemplate: "query %{y}, key %{x}: %{z:.3f}<extra></extra>",
         colorbar: { thickness: 8, outlinewidth: 0, tickfont: { size: 10, color: colour("quiet") }, nticks: 4 },

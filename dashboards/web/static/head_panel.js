@@ -54,7 +54,7 @@ export class HeadPanel {
     const panels = [entropyPanel(head), logitPanel(head), sigmaPanel(head), gradientPanel(head), lossPanel(loss)].filter(Boolean);
     const { traces, layout } = stacked(panels, this.height);
     this.chart.label(`Head ${head.head} of ${head.layer} over training steps: ${panels.map((p) => p.title).join("; ")}`);
-    return this.chart.draw(traces, { ...layout, shapes: stepLines(alerts, step) }, revision);
+    this.chart.draw(traces, { ...layout, shapes: stepLines(alerts, step) }, revision);
   }
 
   /** Pixels of what stands above the chart. */

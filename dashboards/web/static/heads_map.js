@@ -77,7 +77,7 @@ export class HeadsMap {
     const left = 14 + LETTER * Math.min(LONGEST, Math.max(...rows.lines.map((line) => label(line, rows).length)));
     const marks = isAlert ? [] : outlines(rows, levels, height);
     this.chart.label(`Map of layers and heads, ${column.label} at step ${step}`);
-    return this.chart.draw(
+    this.chart.draw(
       [heat, ...marks, ...chosen(rows, row)],
       {
         margin: { l: left, r: 8, t: 8, b: 40 },

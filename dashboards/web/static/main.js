@@ -1,5 +1,6 @@
 // The page: the runs of a source side by side, and one of them in full. It asks again while runs grow.
 
+import { chartsWaitFor } from "./charts.js";
 import { Compare } from "./compare.js";
 import { debounced, fill, h, withCode } from "./dom.js";
 import { RunSection } from "./run_section.js";
@@ -11,12 +12,21 @@ import { count } from "./words.js";
 const COMPARED_AT_FIRST = 6;
 const MOST_COMPARED = 24;
 const PENDING_MS = 300;
+const WORDS_FIRST_MS = 200;
 const THEMES = { auto: "light", light: "dark", dark: "auto" };
 
-/** Build the page into `root`. `interval`: milliseconds between two questions whether runs have grown. */
-export function mount(root, source, { interval = 3000, emptyWords = "" } = {}) {
+/**
+ * Build the page into `root`. `interval`: milliseconds between two questions whether runs have grown. `plotly`: loads
+ * plotly's script, unless it is there already.
+ */
+export function mount(root, source, { interval = 3000, emptyWords = "", plotly = null } = {}) {
   const page = new Page(root, source, interval, emptyWords);
   page.start();
+  if (plotly) {
+    // Its evaluation holds the page up; what can be read goes first.
+    const script = new Promise((done) => setTimeout(done, WORDS_FIRST_MS)).then(plotly);
+    chartsWaitFor(script.catch((error) => page.withoutCharts(error)));
+  }
   return page;
 }
 
@@ -151,7 +161,7 @@ class Page {
       this.sayError(error.message);
       return;
     }
-    if (this.askedCompared === asked) await this.compare.show(wanted.map((card) => ({ name: card.name, summary: this.summaries.get(card.id).summary })));
+    if (this.askedCompared === asked) this.compare.show(wanted.map((card) => ({ name: card.name, summary: this.summaries.get(card.id).summary })));
   }
 
   redraw() {
@@ -168,8 +178,16 @@ class Page {
   }
 
   sayError(text) {
-    this.error.hidden = !text;
-    this.error.textContent = text || "";
+    const said = text || this.lasting || "";
+    this.error.hidden = !said;
+    if (this.error.textContent !== said) this.error.textContent = said;
+  }
+
+  /** The words go on without charts; those wait for ever. */
+  withoutCharts(error) {
+    this.lasting = `There are no charts: ${error.message}.`;
+    this.sayError(null);
+    return new Promise(() => {});
   }
 
   announce(text) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def test_the_page_is_there_with_all_it_names(client: Client) -> None:
         answer = client.get(f"/static/{name}")
         assert answer.status_code == 200
         assert answer.data
-    assert "http" not in page.text.replace("http-equiv", "")
+    assert "://" not in page.text
 
 
 def test_no_file_of_the_page_names_another_server() -> None:
@@ -289,3 +290,12 @@ def test_without_plotly_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"entropy-monitor\[web\]"):
         create_app(tmp_path)
+
+
+def test_the_page_names_all_modules_that_it_will_import(client: Client) -> None:
+    def imported(name: str) -> set[str]:
+        found = set(re.findall(r'from "\./(\w+\.js)"', client.get(f"/static/{name}").text))
+        return found.union(*(imported(inner) for inner in found))
+
+    named = set(re.findall(r'rel="modulepreload" href="static/(\w+\.js)"', client.get("/").text))
+    assert named == imported("page.js")
