@@ -41,6 +41,7 @@ export class AlertList {
     const known = alerts.filter((a) => (this.severity === "all" || a.severity === this.severity) && !(this.onlyOpen && a.closed !== null));
     const shown = known.slice(0, this.most);
     keepingFocus(this.list, () => fill(this.list, shown.map((alert) => this.item(alert))));
+    this.element.style.setProperty("--rows", shown.length);
     this.list.hidden = !shown.length;
     this.more.hidden = known.length <= shown.length;
     this.more.textContent = `show all ${whole(known.length)} alerts`;

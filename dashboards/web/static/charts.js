@@ -186,9 +186,12 @@ export function titled(text, axis) {
   return axis.type === "log" ? `${text} (log scale)` : text;
 }
 
-/** Vertical lines where alerts opened, the worst ones if there are many, and at the step that is looked at. */
+/** Vertical lines where alerts, the worst first, opened, of many the worst ones, and at the step that is looked at. */
 export function stepLines(alerts, step) {
-  const marks = alerts.slice(0, MOST_LINES).map((alert) => upright(alert.opened, severityColour(alert.severity), 1, "dash", 0.75));
+  const worst = new Map();
+  for (const { opened, severity } of alerts) if (!worst.has(opened) && worst.size < MOST_LINES) worst.set(opened, severity);
+  const opacity = worst.size > 12 ? 0.35 : 0.75;
+  const marks = [...worst].map(([opened, severity]) => upright(opened, severityColour(severity), 1, "dash", opacity));
   if (step !== null && step !== undefined) marks.push(upright(step, colour("ink"), 1.25, "solid", 0.65));
   return marks;
 }

@@ -3,7 +3,7 @@
 import { Chart, axisFor, band, broken, line, stacked, stepLines, titled } from "./charts.js";
 import { choice, fill, h, keepingFocus } from "./dom.js";
 import { colour, depthColours, faded, severityColour } from "./theme.js";
-import { SEVERITIES, plain, shorten } from "./words.js";
+import { SEVERITIES, plain, shortNames, shorten } from "./words.js";
 
 const HEIGHT = 600;
 const MOST_LAYERS = 24;
@@ -26,10 +26,12 @@ export class Course {
   choose(overview, column, drawn) {
     const seen = new Set();
     const options = [...overview.columns, ...(overview.layer_columns || [])].filter(({ name }) => !seen.has(name) && seen.add(name));
+    const names = overview.layers.map((layer) => layer.name);
     this.column.show(options.map(({ name, label }) => [name, label]), column);
     this.chooser.hidden = overview.layers.length < 2;
     const places = new Set(drawn);
-    keepingFocus(this.boxes, () => fill(this.boxes, overview.layers.map(({ name }, place) => {
+    const short = shortNames(names, 34);
+    keepingFocus(this.boxes, () => fill(this.boxes, names.map((name, place) => {
       const box = h("input", {
         type: "checkbox", checked: places.has(place), disabled: !places.has(place) && places.size >= MOST_LAYERS, "data-focus": `layer ${place}`,
         onchange: () => {
@@ -38,7 +40,7 @@ export class Course {
           this.onlayers(places.size ? [...places].sort((a, b) => a - b) : null);
         },
       });
-      return h("label", { class: "choice", title: name }, box, h("span", {}, shorten(name, 34)));
+      return h("label", { class: "choice", title: name }, box, h("span", {}, short[place]));
     })));
   }
 
@@ -90,7 +92,8 @@ function layersPanel(curves, column, layers) {
   const colours = depthColours(curves.layers.length);
   const axis = column.scale === "log" ? axisFor(...curves.layers.map((c) => c.low), ...curves.layers.map((c) => c.high)) : {};
   const bands = curves.layers.flatMap((curve, i) => band(curve.steps, curve.low, curve.high, colours[i], 0.22 / Math.sqrt(curves.layers.length)));
-  const means = curves.layers.map((curve, i) => line(shorten(layers[curve.layer].name, 24), curve.steps, curve.mean, { color: colours[i], width: 2 }));
+  const names = shortNames(layers.map((layer) => layer.name), 24);
+  const means = curves.layers.map((curve, i) => line(names[curve.layer], curve.steps, curve.mean, { color: colours[i], width: 2 }));
   const maxima = distinct(curves.maximum).map((curve, i) =>
     line("maximum", curve.steps, curve.mean, { color: colour("quiet"), dash: "dot", width: 1.4 }, { showlegend: i === 0 }));
   const unit = column.unit ? `, ${column.unit}` : "";

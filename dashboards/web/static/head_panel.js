@@ -3,9 +3,9 @@
 import { Chart, axisFor, band, broken, line, stacked, stepLines, titled } from "./charts.js";
 import { choice, h } from "./dom.js";
 import { colour } from "./theme.js";
-import { number, reading, shorten } from "./words.js";
+import { number, reading } from "./words.js";
 
-const LEAST_HEIGHT = 640;
+const PANEL_HEIGHT = 125;
 const MOST_HEIGHT = 900;
 
 export class HeadPanel {
@@ -16,7 +16,7 @@ export class HeadPanel {
     this.layer = choice("layer", choose(0));
     this.call = choice("call", choose(1));
     this.head = choice("head", choose(2));
-    this.chart = new Chart("", LEAST_HEIGHT);
+    this.chart = new Chart("", 5 * PANEL_HEIGHT);
     this.chart.onclick = (point) => onstep(point.x);
     this.note = h("p", { class: "quiet" });
     this.element = h("div", { class: "head-panel" }, h("div", { class: "controls" }, this.layer.element, this.call.element, this.head.element), this.note, this.chart.element);
@@ -37,7 +37,7 @@ export class HeadPanel {
     const own = Array.from(rows.layer.keys()).filter((i) => rows.layer[i] === layer);
     const calls = [...new Set(own.map((i) => rows.call[i]))];
     const heads = own.filter((i) => rows.call[i] === call).map((i) => rows.head[i]);
-    const named = [...new Set(rows.layer)].map((place) => [String(place), shorten(rows.layers[place].name, 44)]);
+    const named = [...new Set(rows.layer)].map((place) => [String(place), rows.longerNames[place]]);
     this.layer.show(named, String(layer));
     this.call.show(calls.map((c) => [String(c), String(c)]), String(call));
     this.call.element.hidden = calls.length < 2;
@@ -47,11 +47,12 @@ export class HeadPanel {
   /** `head` and `loss` as the source gives them; `alerts` those that name this head or the whole run. */
   draw({ head, loss, alerts, step, height, revision }) {
     this.alerts = alerts;
-    this.height = fitting(height);
-    this.chart.height = this.height;
     this.note.hidden = !head.broken.length;
     this.note.textContent = head.broken.length ? `Entropy was not finite at ${head.broken.length === 100 ? "100 or more" : number(head.broken.length)} of the measured steps.` : "";
     const panels = [entropyPanel(head), logitPanel(head), sigmaPanel(head), gradientPanel(head), lossPanel(loss)].filter(Boolean);
+    this.panels = panels.length;
+    this.height = fitting(height, this.panels);
+    this.chart.height = this.height;
     const { traces, layout } = stacked(panels, this.height);
     this.chart.label(`Head ${head.head} of ${head.layer} over training steps: ${panels.map((p) => p.title).join("; ")}`);
     this.chart.draw(traces, { ...layout, shapes: stepLines(alerts, step) }, revision);
@@ -63,7 +64,7 @@ export class HeadPanel {
   }
 
   wouldDiffer(height) {
-    return this.height !== undefined && Math.abs(fitting(height) - this.height) > 12;
+    return this.height !== undefined && Math.abs(fitting(height, this.panels) - this.height) > 12;
   }
 
   move(step) {
@@ -71,8 +72,8 @@ export class HeadPanel {
   }
 }
 
-function fitting(height) {
-  return Math.min(MOST_HEIGHT, Math.max(LEAST_HEIGHT, height));
+function fitting(height, panels) {
+  return Math.min(MOST_HEIGHT, Math.max((panels + 0.5) * PANEL_HEIGHT, height));
 }
 
 function known(series, name) {

@@ -4,7 +4,7 @@
 import { Chart } from "./charts.js";
 import { h } from "./dom.js";
 import { SCALE, colour, severityColour } from "./theme.js";
-import { SEVERITIES, number, plain, reading, shorten } from "./words.js";
+import { SEVERITIES, number, plain, reading } from "./words.js";
 
 /** Not a column of the records: the worst alert that is open at the step. */
 export const ALERT_COLUMN = {
@@ -13,7 +13,6 @@ export const ALERT_COLUMN = {
 };
 const LEVELS = ["none", "info", "warning", "severe"];
 const LETTER = 6.2; // pixels of a label's letter, about
-const LONGEST = 20;
 const KEYS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 export class HeadsMap {
@@ -74,7 +73,7 @@ export class HeadsMap {
       type: "heatmap", z: cell.z, customdata: cell.words, hovertemplate: "%{customdata}<extra></extra>", hoverongaps: false,
       xgap: gaps, ygap: gaps, ...scale,
     };
-    const left = 14 + LETTER * Math.min(LONGEST, Math.max(...rows.lines.map((line) => label(line, rows).length)));
+    const left = 14 + LETTER * Math.max(...rows.lines.map((line) => label(line, rows).length));
     const marks = isAlert ? [] : outlines(rows, levels, height);
     this.chart.label(`Map of layers and heads, ${column.label} at step ${step}`);
     this.chart.draw(
@@ -108,7 +107,7 @@ function mapHeight(lines) {
 }
 
 function label(line, rows) {
-  const name = shorten(line.name, LONGEST - (rows.hasCalls ? 3 : 0));
+  const name = rows.shortNames[line.layer];
   return rows.hasCalls ? `${name} ·${line.call}` : name;
 }
 

@@ -51,7 +51,7 @@ class Page {
     this.error = h("p", { class: "error", role: "alert", hidden: true });
     this.theme = h("button", { type: "button", class: "plain", onclick: () => this.changeTheme(THEMES[chosenTheme()]) });
     this.headline = h("p", { class: "headline" });
-    this.empty = h("div", { class: "empty", hidden: true });
+    this.empty = h("div", { class: "empty" }, h("p", {}, "Reading the runs…"));
     this.runs = h("section", { class: "part", "aria-labelledby": "runs-title", hidden: true }, h("div", { class: "runs-head" }, h("h2", { id: "runs-title" }, "Runs"), this.headline), this.table.element, this.compare.element);
     fill(
       this.root,
@@ -75,6 +75,10 @@ class Page {
   async poll() {
     clearTimeout(this.timer);
     if (this.isAsking) return;
+    if (isOutOfSight()) {
+      this.timer = setTimeout(() => this.poll(), this.interval);
+      return;
+    }
     this.isAsking = true;
     try {
       const { folder, runs } = await this.source.runs();
@@ -86,7 +90,7 @@ class Page {
     }
     this.isAsking = false;
     const isPending = this.cards && this.cards.some((card) => card.pending);
-    if (this.source.isLive && !document.hidden) this.timer = setTimeout(() => this.poll(), isPending ? PENDING_MS : this.interval);
+    if (this.source.isLive) this.timer = setTimeout(() => this.poll(), isPending ? PENDING_MS : this.interval);
   }
 
   /** The runs as they are now. */
@@ -198,6 +202,11 @@ class Page {
     this.written = toFragment(this.state);
     history.replaceState(null, "", this.written);
   }
+}
+
+/** Whether nobody can see the page: its window is hidden, or the frame it stands in. */
+function isOutOfSight() {
+  return document.hidden || !document.documentElement.clientWidth;
 }
 
 /** All runs in one sentence. */

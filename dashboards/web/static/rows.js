@@ -1,12 +1,20 @@
 // Which heads a run has, and how they lie on the map: a line for each layer and call, a column for each head.
 
-/** The rows of an overview, arranged. */
+import { shortNames } from "./words.js";
+
+const SHORT = 20;
+const LONGER = 40;
+
+/** The rows of an overview, arranged. `shortNames` and `longerNames` are the layers' names, cut. */
 export class Rows {
   constructor({ rows, layers }) {
     this.layer = rows.layer;
     this.call = rows.call;
     this.head = rows.head;
     this.layers = layers;
+    const names = layers.map((layer) => layer.name);
+    this.shortNames = shortNames(names, SHORT);
+    this.longerNames = shortNames(names, LONGER);
     this.lines = [];
     this.width = 0;
     const ids = new Map();

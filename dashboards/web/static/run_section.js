@@ -128,8 +128,8 @@ export class RunSection {
     const { rows, overview } = this.run;
     const given = head && rows.find(head);
     if (given !== null && given !== undefined) return given;
-    const worst = this.alert && this.alert.worst_row;
-    return worst ?? (overview.lowest_share ? overview.lowest_share.row : 0);
+    const ill = this.alert && (this.alert.worst_row ?? this.alert.rows[0]);
+    return ill ?? (overview.lowest_share ? overview.lowest_share.row : 0);
   }
 
   openAlert(alert) {

@@ -8,6 +8,7 @@ import { DASH, number, percent, place, shorten, times, whole } from "./words.js"
 const ORDER = { trouble: 0, watch: 1, sound: 2, unknown: 3 };
 const MOST_SHOWN = 60;
 const WORTH_SEARCHING = 12;
+const MOST_AT_EASE = 6; // more runs get one line each
 
 const COLUMNS = [
   { label: "run", of: (c) => c.name, text: true },
@@ -53,6 +54,7 @@ export class RunsTable {
     const shown = sorted.slice(0, this.most);
     if (selected !== null && !shown.some((c) => c.id === selected)) shown.push(...sorted.filter((c) => c.id === selected));
     this.heads.forEach((head, i) => (i === this.sorted ? head.setAttribute("aria-sort", "ascending") : head.removeAttribute("aria-sort")));
+    this.element.classList.toggle("compact", cards.length > MOST_AT_EASE);
     this.search.hidden = cards.length < WORTH_SEARCHING;
     this.more.hidden = sorted.length <= shown.length;
     this.more.textContent = `show all ${whole(sorted.length)} runs`;
@@ -73,14 +75,15 @@ export class RunsTable {
       { type: "button", class: "run-name", "data-focus": `run ${card.id}`, "aria-current": isSelected ? "true" : null, onclick: () => this.onselect(card.id) },
       card.name,
     );
-    const path = card.id !== card.name && card.id !== "." ? h("small", { class: "path" }, card.id) : null;
+    const above = card.id === "." ? "" : card.id.slice(0, Math.max(0, card.id.lastIndexOf("/") + 1));
+    const path = above ? h("small", { class: "path", title: card.id }, above) : null;
     const words = card.problem || card.words || "";
     return h(
       "tr",
       { class: isSelected ? "selected" : null },
       h("td", { class: "swatch-cell" }, canCompare ? h("label", {}, box, swatch) : null),
       h("th", { scope: "row" }, name, " ", liveBadge(card), path),
-      h("td", { class: "verdict-cell" }, verdictBadge(card), h("small", { class: "clamped", title: words }, words)),
+      h("td", { class: "verdict-cell" }, verdictBadge(card), " ", h("small", { class: "clamped", title: words }, words)),
       COLUMNS.slice(2).map((column) => h("td", {}, card.problem || card.pending ? DASH : column.show(card))),
     );
   }

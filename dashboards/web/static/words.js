@@ -65,6 +65,19 @@ export function shorten(name, most) {
   return letters.length <= most ? name : `…${letters.slice(letters.length - most + 1).join("")}`;
 }
 
+/** Names cut to a length so that they still differ: from the left or, where that hides the difference, to what differs. */
+export function shortNames(names, most) {
+  const cut = names.map((name) => shorten(name, most));
+  if (new Set(cut).size === new Set(names).size) return cut;
+  const parts = names.map((name) => name.split("."));
+  const shortest = Math.min(...parts.map((own) => own.length));
+  const shared = (at) => parts.every((own) => own.at(at) === parts[0].at(at));
+  let [front, back] = [0, 0];
+  while (front < shortest && shared(front)) front++;
+  while (back < shortest - front && shared(-1 - back)) back++;
+  return parts.map((own) => shorten(`${front ? "…" : ""}${own.slice(front, own.length - back).join(".")}${back ? "…" : ""}`, most));
+}
+
 /** Text that plotly, which reads some HTML in its texts, draws as it is. */
 export function plain(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
