@@ -27,7 +27,9 @@ _MOST_FOLDERS = 20_000
 _QUICK_SEARCH = 0.05
 """Seconds; a search that takes longer, on a slow file system, is done again after twenty times as long."""
 _MOST_OPEN = 16
-"""Runs whose tables stay in memory. Of others the card is kept, and they are read again when asked for."""
+_MOST_ROWS = 40_000_000
+"""Runs, and head rows of runs, whose tables stay in memory (some 20 bytes a row). Of others the card is kept,
+and they are read again when they are asked for."""
 
 T = TypeVar("T")
 Card = dict[str, Any]
@@ -217,8 +219,10 @@ def _problem(shelf: _Shelf, text: str) -> Card:
 def _put_away(shelves: Sequence[_Shelf]) -> None:
     """Let go of the tables of runs that were not asked for lately, those that are over first."""
     opened = [shelf for shelf in shelves if shelf.view is not None]
-    opened.sort(key=lambda s: (bool(s.card and s.card.get("is_live")), s.used_at))
-    for shelf in opened[: max(0, len(opened) - _MOST_OPEN)]:
-        if shelf.lock.acquire(blocking=False):
+    opened.sort(key=lambda s: (bool(s.card and s.card.get("is_live")), s.used_at), reverse=True)
+    rows = 0
+    for i, shelf in enumerate(opened):
+        rows += shelf.card.get("heads", 0) * shelf.card.get("measured", 0) if shelf.card else 0
+        if i > 0 and (i >= _MOST_OPEN or rows > _MOST_ROWS) and shelf.lock.acquire(blocking=False):
             shelf.view = None
             shelf.lock.release()

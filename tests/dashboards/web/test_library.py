@@ -110,10 +110,13 @@ def test_a_run_that_is_over_costs_a_look_at_its_files(
     assert library.cards() == [card]
 
 
-def test_tables_of_few_runs_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "most"), [("_MOST_OPEN", 2), ("_MOST_ROWS", 2 * 6)])
+def test_tables_of_few_runs_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
     for name in "abcde":
         write_run(tmp_path / name, [0])
-    monkeypatch.setattr(library_module, "_MOST_OPEN", 2)
+    monkeypatch.setattr(library_module, limit, most)
     library = Library(tmp_path, refresh=0)
     library.cards()
     before = {card["id"]: card["version"] for card in library.cards()}
