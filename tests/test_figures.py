@@ -152,6 +152,14 @@ def test_axes_of_the_wrong_number_are_refused():
         figures.compare(make_run(), axes=Figure().subplots(3, 1), figure=Figure())
 
 
+def test_notebooks_show_what_pyplot_does_not_know_of():
+    ax, figure = figures.entropy(make_run()), figures.overview(make_run())
+    for shown in (ax, figure):
+        assert shown._repr_png_().startswith(b"\x89PNG")
+    given = Figure().subplots()
+    assert not hasattr(figures.entropy(make_run(), ax=given), "_repr_png_")
+
+
 @pytest.mark.parametrize("width", [figures.SINGLE_COLUMN, figures.DOUBLE_COLUMN])
 @pytest.mark.parametrize("name", AXES_FIGURES)
 def test_nothing_lies_outside_a_figure_of_a_column_s_width(name, width):
@@ -490,6 +498,7 @@ def test_attention_map_is_drawn_as_it_is():
     draw(ax)
     assert np.asarray(ax.images[0].get_array()) == pytest.approx(np.array(weights))
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("key", "query")
+    assert figures.attention_map(weights, title="layer $1").get_title(loc="left") == r"layer \$1"
 
 
 @pytest.mark.parametrize("rows", [[[np.nan, np.inf]], [[0.0]], np.ones((3, 2))])
@@ -532,8 +541,8 @@ def test_compare_of_nothing():
 def test_long_names_are_cut_in_front_unless_that_makes_them_alike():
     long = [f"model.transformer.encoder.layers.{i}.self_attention" for i in (0, 1)]
     cut = style.short(long)
-    assert all(len(name) == style.LONGEST_NAME for name in cut)
-    assert cut[0].endswith(".0.self_attention")
+    assert cut == ["…layers.0.self_attention", "…layers.1.self_attention"]
+    assert all(len(name) <= style.LONGEST_NAME for name in style.short(["x" * 100, "a." + "y" * 100]))
     alike = [f"{side}.transformer.encoder.layers.0.self_attention" for side in ("left", "right")]
     assert style.short(alike) == alike
 

@@ -25,6 +25,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("matplotlib", "plots", "drawing figures") from error
 
+from entropy_monitor.figures.canvas import DOUBLE_COLUMN, SINGLE_COLUMN, new_figure
 from entropy_monitor.figures.comparison import compare
 from entropy_monitor.figures.floors import entropy_against_floor, floors
 from entropy_monitor.figures.heads_map import heads_map
@@ -32,11 +33,12 @@ from entropy_monitor.figures.images import alert_map, attention_map, heatmap
 from entropy_monitor.figures.layers import entropy, gradient, loss, sigma, spectral_growth
 from entropy_monitor.figures.overview import overview
 from entropy_monitor.figures.paper import paper_figure_1, paper_figure_2, paper_figure_3
-from entropy_monitor.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN, new_figure
+from entropy_monitor.figures.style import OKABE_ITO
 from entropy_monitor.figures.sweeps import sweep
 
 __all__ = [
     "DOUBLE_COLUMN",
+    "OKABE_ITO",
     "SINGLE_COLUMN",
     "alert_map",
     "attention_map",

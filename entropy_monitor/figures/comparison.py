@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from entropy_monitor.figures import style
+from entropy_monitor.figures import canvas, style
 from entropy_monitor.figures.labels import label
 from entropy_monitor.figures.layers import loss
 from entropy_monitor.figures.several import (
@@ -46,7 +46,9 @@ def compare(
     """
     given = as_runs(runs)
     looks = looks_of(given)
-    figure, (top, share, sigma) = style.panels((3, 1), axes, figure, (style.DOUBLE_COLUMN, 5.6), sharex=True)
+    figure, (top, share, sigma) = canvas.panels(
+        (3, 1), axes, figure, (canvas.DOUBLE_COLUMN, 5.6), sharex=True
+    )
     loss(given, ax=top)
     drawn = top.get_legend()
     if drawn is not None:
@@ -66,4 +68,4 @@ def compare(
     style.integer_steps(sigma)
     below = style.narrow(sigma)
     style.legend_outside(sigma if below else top, "run", of=share)
-    return style.whole(figure)
+    return canvas.whole(figure)

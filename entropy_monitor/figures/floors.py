@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.figures import style
+from entropy_monitor.figures import canvas, style
 from entropy_monitor.figures.labels import label, symbol
 from entropy_monitor.figures.lines import NOT_KNOWN, NOTHING, finish, title_of
 from entropy_monitor.figures.tables import at_step, heads_of
@@ -57,7 +57,7 @@ def floors(
     Raises:
         ConfigurationError: the run has no such layer, head or call; or `head` is given without `layer`.
     """
-    ax = style.axes_on(ax)
+    ax = canvas.axes_on(ax)
     layer, head, call = _choose(run.heads, layer, head, call)
     rows = head_series(run.heads, layer, head, call)
     if not rows.empty:
@@ -112,7 +112,7 @@ def entropy_against_floor(
     columns = [column for column, *_ in _FLOORS]
     if floor not in columns:
         raise ConfigurationError(f"floor is {floor!r}; there are {', '.join(columns)}")
-    ax = style.axes_on(ax, 4.6, 3.4)
+    ax = canvas.axes_on(ax, 4.6, 3.4)
     table, name = heads_of(run)
     known = table[finite(table[floor]).notna() & finite(table["entropy"]).notna()]
     at, rows = at_step(known, step)

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.figures import style
+from entropy_monitor.figures import canvas, style
 from entropy_monitor.figures.images import colour_bar, norm_of
 from entropy_monitor.figures.labels import label, symbol
 from entropy_monitor.figures.lines import NOTHING
@@ -63,7 +63,7 @@ def heads_map(
     table = table.assign(value=values)
     at, _ = at_step(table[values.notna()] if unread else table, step)
     grid = _grid(table[table["step"] == at])
-    ax = style.axes_on(ax, *_size(grid))
+    ax = canvas.axes_on(ax, *_size(grid))
     ax.set_facecolor(style.NOT_KNOWN)
     if grid.empty:
         style.say(ax, NOTHING if table.empty else f"{symbol(column)} is not known in this run")
@@ -101,7 +101,7 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _size(grid: pd.DataFrame) -> tuple[float, float]:
     rows, columns = grid.shape if not grid.empty else (4, 4)
-    return min(style.DOUBLE_COLUMN, max(3.6, 2.2 + 0.3 * columns)), min(8.0, max(2.0, 1.0 + 0.24 * rows))
+    return min(canvas.DOUBLE_COLUMN, max(3.6, 2.2 + 0.3 * columns)), min(8.0, max(2.0, 1.0 + 0.24 * rows))
 
 
 def _paint(ax: Axes, grid: pd.DataFrame, column: str) -> None:

@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import MaxNLocator
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.figures import style
+from entropy_monitor.figures import canvas, style
 from entropy_monitor.figures.labels import label, low_is_bad, spans_decades, symbol
 from entropy_monitor.figures.lines import NOTHING, title_of
 from entropy_monitor.frames import SHARE, RunTables, column_of, layer_names
@@ -46,7 +46,7 @@ def heatmap(run: RunTables, column: str = SHARE, *, ax: Axes | None = None) -> A
     table = column_of(run, column)
     grid, remark = _grid(table, lowest=low_is_bad(column))
     height = min(8.0, max(2.4, 1.1 + 0.1 * len(grid)))
-    ax = style.axes_on(ax, height=height)
+    ax = canvas.axes_on(ax, height=height)
     ax.set_facecolor(style.NOT_KNOWN)
     if grid.empty or not grid.notna().to_numpy().any():
         style.say(ax, NOTHING if grid.empty else f"{symbol(column)} is not known in this run")
@@ -62,12 +62,14 @@ def heatmap(run: RunTables, column: str = SHARE, *, ax: Axes | None = None) -> A
     return ax
 
 
-def attention_map(values: Any, ax: Axes | None = None) -> Axes:
-    """One head's attention map, queries down and keys across, the largest weight of each brightest.
+def attention_map(values: Any, ax: Axes | None = None, *, title: str = "attention map") -> Axes:
+    """One head's attention map, queries down and keys across, the largest weight brightest.
 
     Args:
-        values: rows of weights `[Tq, Tk]`, as an alert's `evidence["map"]` holds them.
+        values: rows of weights `[Tq, Tk]`, as `capture` keeps them and as an alert's `evidence["map"]` holds
+            them.
         ax: where to draw; None makes a figure, the axes' `figure`.
+        title: above it.
 
     Raises:
         ValueError: `values` is not a matrix of numbers.
@@ -75,15 +77,16 @@ def attention_map(values: Any, ax: Axes | None = None) -> Axes:
     matrix = np.asarray([list(row) for row in values], dtype=np.float64)
     if matrix.ndim != 2 or not matrix.size:
         raise ValueError(f"an attention map is a matrix of numbers; this one has shape {matrix.shape}")
-    ax = style.axes_on(ax, 2.9, 2.6)
+    ax = canvas.axes_on(ax, 2.9, 2.6)
     shown = np.ma.masked_invalid(matrix)
     top = float(shown.max()) if shown.count() else 1.0
     image = ax.imshow(shown, cmap="cividis", norm=Normalize(0.0, top or 1.0), interpolation="nearest")
-    style.dress(ax, "attention map", "query", xlabel="key")
+    style.dress(ax, style.plain(title), "query", xlabel="key")
     ax.grid(visible=False)
     style.integer_steps(ax)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    colour_bar(ax, image, "weight")
+    # Within the axes' own box: a square map is less high than the room that it was given.
+    colour_bar(ax, image, "weight", cax=ax.inset_axes((1.04, 0.0, 0.05, 1.0)))
     return ax
 
 
@@ -105,11 +108,8 @@ def alert_map(run: RunTables, alert: int = 0, *, ax: Axes | None = None) -> Axes
     evidence = row["evidence"] or {}
     if evidence.get("map") is None:
         raise ConfigurationError(f"no attention map was stored with alert {alert} of run {run.name!r}")
-    ax = attention_map(evidence["map"], ax=ax)
-    place = f"{style.short([str(row['layer'])])[0]}, head {evidence.get('worst_head', '?')}"
-    style.dress(ax, place, "query", xlabel="key")
-    ax.grid(visible=False)
-    return ax
+    where = f"{row['layer']}, head {evidence.get('worst_head', '?')}"
+    return attention_map(evidence["map"], ax=ax, title=where)
 
 
 def _grid(table: pd.DataFrame, *, lowest: bool) -> tuple[pd.DataFrame, str]:
@@ -206,10 +206,11 @@ def _edges(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.concatenate([[2 * steps[0] - middle[0]], middle, [2 * steps[-1] - middle[-1]]])
 
 
-def colour_bar(ax: Axes, mappable: Any, text: str) -> None:
-    """A scale beside the axes."""
+def colour_bar(ax: Axes, mappable: Any, text: str, *, cax: Axes | None = None) -> None:
+    """A scale beside the axes, or on axes of its own."""
     small = style.narrow(ax)
-    bar = ax.figure.colorbar(mappable, ax=ax, pad=0.02)
+    room: dict[str, Any] = {"ax": ax, "pad": 0.02} if cax is None else {"cax": cax}
+    bar = ax.figure.colorbar(mappable, **room)
     bar.set_label(text, fontsize=7.5 if small else 8, color=style.INK)
-    bar.ax.tick_params(labelsize=7 if small else 8, colors=style.INK)
+    bar.ax.tick_params(which="both", labelsize=7 if small else 8, colors=style.INK)
     bar.outline.set_visible(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from entropy_monitor.figures import style
+from entropy_monitor.figures import canvas, style
 from entropy_monitor.figures.labels import label, low_is_bad, sentence, symbol
 from entropy_monitor.figures.lines import draw_layers, draw_maxima, draw_series, finish, title_of
 from entropy_monitor.figures.several import as_runs, looks_of
@@ -39,7 +39,7 @@ def loss(runs: RunTables | Sequence[RunTables], name: str = "loss", *, ax: Axes 
     Raises:
         ConfigurationError: there are no runs.
     """
-    ax = style.axes_on(ax)
+    ax = canvas.axes_on(ax)
     given = as_runs(runs)
     drawn = 0
     for run, look in zip(given, looks_of(given), strict=True):
@@ -68,7 +68,7 @@ def entropy(run: RunTables, layers: Iterable[str] | None = None, *, ax: Axes | N
     Raises:
         ConfigurationError: a layer is not of this run.
     """
-    ax = style.axes_on(ax)
+    ax = canvas.axes_on(ax)
     remark = draw_entropy(ax, run, layers)
     finish(ax, title_of(run, "attention entropy"), label("entropy"), remark=remark, legend="layer")
     ax.set_ylim(bottom=0.0)
@@ -173,7 +173,7 @@ def _positive(
     ylabel: str,
     ax: Axes | None,
 ) -> Axes:
-    ax = style.axes_on(ax)
+    ax = canvas.axes_on(ax)
     chosen, remark = choose_layers(table, layers, low_is_bad=low_is_bad(column))
     table = table.assign(value=table["value"].where(table["value"] > 0))
     lines = curves(table, chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from entropy_monitor.figures import style
+from entropy_monitor.figures import canvas, style
 from entropy_monitor.figures.layers import entropy, loss
 from entropy_monitor.figures.lines import mark_alerts, title_of
 from entropy_monitor.frames import RunTables
@@ -36,8 +36,8 @@ def overview(
     Raises:
         ConfigurationError: a layer is not of this run, or there are not two axes.
     """
-    figure, (above, below) = style.panels(
-        (2, 1), axes, figure, (style.DOUBLE_COLUMN, 4.6), sharex=True, height_ratios=[1.0, 1.7]
+    figure, (above, below) = canvas.panels(
+        (2, 1), axes, figure, (canvas.DOUBLE_COLUMN, 4.6), sharex=True, height_ratios=[1.0, 1.7]
     )
     loss(run, ax=above)
     style.dress(above, title_of(run, "loss and attention entropy"), "loss", xlabel="")
@@ -46,4 +46,4 @@ def overview(
     mark_alerts(above, run.alerts)
     mark_alerts(below, run.alerts, labelled=False)
     style.legend_outside(above)
-    return style.whole(figure)
+    return canvas.whole(figure)

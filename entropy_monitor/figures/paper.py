@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from entropy_monitor.figures import style
+from entropy_monitor.figures import canvas, style
 from entropy_monitor.figures.labels import label
 from entropy_monitor.figures.layers import draw_entropy
 from entropy_monitor.figures.lines import NOTHING, draw_series
@@ -93,7 +93,7 @@ def paper_figure_1(
     else:
         for _, below in pairs:
             style.legend_outside(below, "layer")
-    return style.whole(figure)
+    return canvas.whole(figure)
 
 
 def paper_figure_2(
@@ -126,14 +126,14 @@ def paper_figure_2(
     """
     given = as_runs(runs)
     looks = looks_of(given, groups)
-    figure, parts = style.panels((3, 1), axes, figure, (style.DOUBLE_COLUMN, 5.6), sharex=True)
+    figure, parts = canvas.panels((3, 1), axes, figure, (canvas.DOUBLE_COLUMN, 5.6), sharex=True)
     name = style.plain(metric)
     titles = [name, "attention entropy, mean over all heads", f"largest {label(column)} of any head"]
     _metric(parts[0], given, looks, metric)
     _mean_entropy(parts[1], given, looks, [None] * len(given))
     draw_largest(parts[2], [values_of(run, column) for run in given], looks)
     _stack(parts, titles, [name, label("entropy"), label(column).split(" = ")[0]])
-    return style.whole(figure)
+    return canvas.whole(figure)
 
 
 def paper_figure_3(
@@ -170,7 +170,7 @@ def paper_figure_3(
     """
     given = as_runs(runs)
     looks = looks_of(given, groups)
-    figure, parts = style.panels((4, 1), axes, figure, (style.DOUBLE_COLUMN, 7.0), sharex=True)
+    figure, parts = canvas.panels((4, 1), axes, figure, (canvas.DOUBLE_COLUMN, 7.0), sharex=True)
     where = [layer_of(run, layer) for run in given]
     names = list(dict.fromkeys(name for name in where if name is not None))
     place = style.short(names)[0] if len(names) == 1 else "the layer"
@@ -187,7 +187,7 @@ def paper_figure_3(
         tables = [values_of(run, name, at) for run, at in zip(given, where, strict=True)]
         draw_largest(ax, tables, looks)
     _stack(parts, titles, [performance, label("entropy"), label(column).split(" = ")[0], label("grad_linf")])
-    return style.whole(figure)
+    return canvas.whole(figure)
 
 
 def _pairs(
@@ -195,12 +195,12 @@ def _pairs(
 ) -> tuple[Figure | SubFigure, list[tuple[Axes, Axes]]]:
     """Axes for loss and entropy of each run."""
     if axes is not None:
-        figure, flat = style.panels((count, 2), axes, figure, (0, 0))
+        figure, flat = canvas.panels((count, 2), axes, figure, (0, 0))
         return figure, list(zip(flat[::2], flat[1::2], strict=True))
     columns = min(count, _MOST_COLUMNS)
     rows = -(-count // columns)
-    size = (style.DOUBLE_COLUMN if columns > 1 else 4.4, 0.5 + 3.4 * rows)
-    figure, flat = style.panels((2 * rows, columns), None, figure, size)
+    size = (canvas.DOUBLE_COLUMN if columns > 1 else 4.4, 0.5 + 3.4 * rows)
+    figure, flat = canvas.panels((2 * rows, columns), None, figure, size)
     pairs = []
     for i in range(rows * columns):
         row, column = divmod(i, columns)

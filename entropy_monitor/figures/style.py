@@ -17,8 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from entropy_monitor.errors import ConfigurationError
-
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -34,68 +32,10 @@ GRID = "#e6e8eb"
 NOT_KNOWN = "#d4d7db"
 LONGEST_NAME = 26
 
-SINGLE_COLUMN = 3.35
-"""Width in inches of a column of a two-column journal (85 mm)."""
-
-DOUBLE_COLUMN = 6.9
-"""Width in inches of the text of a two-column journal (175 mm)."""
-
 _MOST_CROSSES = 300
 
 _NARROW = 5.0
 """Inches of a figure for one axes below which a legend beside it would leave the data too little room."""
-
-
-def new_figure(width: float = SINGLE_COLUMN, height: float = 2.4) -> Figure:
-    """An empty figure that arranges what is drawn on it; pyplot does not know of it.
-
-    Args:
-        width: in inches; `SINGLE_COLUMN` and `DOUBLE_COLUMN` are those of a journal.
-        height: in inches.
-    """
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def axes_on(ax: Axes | None, width: float = DOUBLE_COLUMN, height: float = 2.9) -> Axes:
-    """`ax`, or the only axes of a new figure."""
-    return ax if ax is not None else new_figure(width, height).subplots()
-
-
-def panels(
-    shape: tuple[int, int],
-    axes: Sequence[Axes] | None,
-    figure: Figure | SubFigure | None,
-    size: tuple[float, float],
-    **options: Any,
-) -> tuple[Figure | SubFigure, list[Axes]]:
-    """The axes of a figure of several panels, row by row: those given, or new ones.
-
-    Args:
-        shape: rows and columns.
-        axes: where to draw, one for each panel; or None.
-        figure: where to make axes when there are none; None makes a figure too.
-        size: of a new figure, inches.
-        **options: of `Figure.subplots`, for new axes.
-
-    Raises:
-        ConfigurationError: `axes` are of another number, or both `axes` and `figure` are given.
-    """
-    rows, columns = shape
-    if axes is None:
-        figure = figure if figure is not None else new_figure(*size)
-        made = figure.subplots(rows, columns, squeeze=False, **options)
-        return figure, list(made.ravel())
-    if figure is not None:
-        raise ConfigurationError("both axes and figure are given; give one of them")
-    given = list(np.asarray(axes, dtype=object).ravel())
-    if len(given) != rows * columns:
-        raise ConfigurationError(f"axes holds {len(given)} axes; this figure has {rows * columns} panels")
-    return given[0].figure, given
-
-
-def whole(figure: Figure | SubFigure) -> Figure:
-    """The figure that a part belongs to."""
-    return figure if isinstance(figure, Figure) else figure.figure
 
 
 def room(ax: Axes) -> float:
@@ -127,8 +67,15 @@ def plain(text: object) -> str:
 
 def short(names: Sequence[str]) -> list[str]:
     """Names cut in front to `LONGEST_NAME` characters; kept whole where two would read the same."""
-    cut = [name if len(name) <= LONGEST_NAME else "…" + name[-(LONGEST_NAME - 1) :] for name in names]
+    cut = [name if len(name) <= LONGEST_NAME else "…" + _end(name) for name in names]
     return [plain(c if cut.count(c) == 1 else name) for c, name in zip(cut, names, strict=True)]
+
+
+def _end(name: str) -> str:
+    """The end of a name, from the beginning of one of its parts where one begins soon."""
+    end = name[-(LONGEST_NAME - 1) :]
+    part = end.find(".")
+    return end[part + 1 :] if 0 <= part < LONGEST_NAME // 3 else end
 
 
 def dress(

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.figures import style
+from entropy_monitor.figures import canvas, style
 from entropy_monitor.figures.several import as_runs
 from entropy_monitor.frames import SHARE, RunTables, finite, scalar, with_share
 
@@ -83,18 +83,26 @@ def sweep(
             f"groups names {len(groups)} groups for {len(given)} runs; give one for each"
         )
     labels = list(groups) if groups is not None else [""] * len(given)
-    figure, (top, share) = style.panels((2, 1), axes, figure, (style.DOUBLE_COLUMN, 4.4), sharex=True)
+    figure, (top, share) = canvas.panels((2, 1), axes, figure, (canvas.DOUBLE_COLUMN, 4.4), sharex=True)
     ends = [_end(run, metric) for run in given]
-    for i, group in enumerate(dict.fromkeys(labels)):
+    decades = min(places) > 0 and max(places) >= 10 * min(places)
+    order = list(dict.fromkeys(labels))
+    for i, group in enumerate(order):
+        # Bars of one value of several groups stand beside each other.
+        aside = 0.012 * (i - (len(order) - 1) / 2)
         colour = style.OKABE_ITO[i % len(style.OKABE_ITO)]
         of_group = [k for k, label in enumerate(labels) if label == group]
         of_group.sort(key=places.__getitem__)
         xs, ys = [places[k] for k in of_group], [ends[k] for k in of_group]
+        if decades:
+            xs = [x * (max(places) / min(places)) ** aside for x in xs]
+        else:
+            xs = [x + (max(places) - min(places)) * aside for x in xs]
         _draw(top, share, xs, ys, colour, style.plain(group))
     whole = [end.metric for end in ends if np.isfinite(end.metric) and end.metric > 0]
     if whole and max(whole) > 30 * min(whole):
         top.set_yscale("log")
-    if min(places) > 0 and max(places) >= 10 * min(places):
+    if decades:
         share.set_xscale("log")
         top.set_xscale("log")
     if len(set(places)) <= _MOST_TICKS:
@@ -108,7 +116,7 @@ def sweep(
     style.dress(share, title, "share", xlabel=axis)
     share.set_ylim(0.0, 1.03)
     style.legend_outside(share if style.narrow(share) else top, of=share)
-    return style.whole(figure)
+    return canvas.whole(figure)
 
 
 def _places(runs: Sequence[RunTables], values: Sequence[float] | str) -> list[float]:
