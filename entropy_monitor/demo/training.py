@@ -78,6 +78,8 @@ def train(
     *,
     steps: int = 500,
     seed: int = 0,
+    depth: int = 6,
+    batch_size: int = BATCH,
     loggers: Sequence[Sink] = (),
     on_alert: Callable[[Alert], object] | None = None,
     on_step: Callable[[int, float], object] | None = None,
@@ -90,12 +92,14 @@ def train(
         run_dir: where the run is kept.
         steps: updates.
         seed: of weights and batches.
+        depth: blocks of the model.
+        batch_size: images of a batch.
         loggers: sinks beside the run directory.
         on_alert: see `EntropyMonitor`.
         on_step: told step and loss, for a progress display.
     """
     torch.manual_seed(seed)
-    model = VisionTransformer(TOKENS, PATCH_SIZE, CLASSES)
+    model = VisionTransformer(TOKENS, PATCH_SIZE, CLASSES, depth=depth)
     if recipe.cured:
         remove_layer_norms(model)
         reinitialise(model, std=0.02)
@@ -112,7 +116,7 @@ def train(
         model, optimizer=optimizer, run_dir=run_dir, every=10, loggers=loggers, on_alert=on_alert
     ) as monitor:
         for step in range(steps):
-            batch = torch.randint(0, len(digits.train_x), (BATCH,))
+            batch = torch.randint(0, len(digits.train_x), (batch_size,))
             loss = F.cross_entropy(model(digits.train_x[batch]), digits.train_y[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
