@@ -13,12 +13,13 @@ Arrow messages one of all their bytes (`framing`): what was changed is found, an
 line or document it is in.
 """
 
-from entropy_monitor.store.cubes import Cubes, Place
+from entropy_monitor.store.cubes import Cubes
 from entropy_monitor.store.dataframes import alerts_frame, table_frame
 from entropy_monitor.store.directory import check_run_dir, next_session
 from entropy_monitor.store.exporting import export
 from entropy_monitor.store.followed_run import FollowedRun
 from entropy_monitor.store.merge import latest_alerts
+from entropy_monitor.store.places import Place
 from entropy_monitor.store.reader import RunData, RunReader, Session, read_run
 from entropy_monitor.store.writer import RunWriter
 

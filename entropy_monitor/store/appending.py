@@ -161,7 +161,7 @@ class SessionFiles:
         self._alerts.write(encode_event(event))
 
     def flush(self) -> None:
-        """Write what is held; blocks, which their records make up for until then, only once there are some."""
+        """Write what is held; blocks, for which their records stand until then, only once there are some."""
         for name, stream in self._streams.items():
             if name != LEVELS.name or stream.held >= _BLOCKS_AT_ONCE:
                 stream.flush()

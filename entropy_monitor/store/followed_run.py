@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from entropy_monitor.errors import RunDirectoryError
 from entropy_monitor.records import HEADS, LAYERS, LEVELS, SCALARS, AlertEvent, Table
 from entropy_monitor.store import copies
-from entropy_monitor.store.codec import arrow_schema
 from entropy_monitor.store.column_file import ColumnFile
-from entropy_monitor.store.cubes import MOST_CELLS, Cubes, Source
+from entropy_monitor.store.cubes import MOST_CELLS, Cubes
 from entropy_monitor.store.directory_reading import (
     groups_of,
     latest_plan,
@@ -26,7 +27,8 @@ from entropy_monitor.store.directory_reading import (
 )
 from entropy_monitor.store.layout import RunFile
 from entropy_monitor.store.merge import Part, ends_of, merge_events, merge_table
-from entropy_monitor.store.tables import StreamReader, conform
+from entropy_monitor.store.sources import Source
+from entropy_monitor.store.tables import StreamReader
 
 Scalars: TypeAlias = dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]
 _Key = tuple[int, int]  # session and rank
@@ -61,7 +63,7 @@ class FollowedRun:
         self.path = Path(run_dir)
         self._columns: dict[Path, ColumnFile] = {}
         self._streams: dict[Path, StreamReader] = {}
-        self._signature: Any = None
+        self._seen: Any = None
         self.heads = Cubes(HEADS, most_cells)
         self.layers = Cubes(LAYERS, most_cells)
         self.scalars: Scalars = {}
@@ -76,41 +78,61 @@ class FollowedRun:
     def refresh(self) -> bool:
         """Reads what was added since; whether there was anything.
 
+        A batch that turned out to be damaged when it was read counts too: until then its seal was believed.
+
         Raises:
             RunDirectoryError: the run is there no more, or has a newer format.
         """
-        files = run_files_of(self.path)
-        stats = {file.path: file.path.stat() for file in files}
-        signature = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
-        if signature == self._signature:
-            return False
+        try:
+            files = run_files_of(self.path)
+            stats = {file.path: file.path.stat() for file in files}
+            sizes = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
+            if (sizes, self._lost) == self._seen:
+                return False
+            self._read(files)
+        except OSError as error:
+            raise RunDirectoryError(f"the run in {self.path} cannot be read: {error}") from error
+        self.written = max((stat.st_mtime for stat in stats.values()), default=0.0)
+        self._seen = sizes, self._lost
+        return True
+
+    @property
+    def _lost(self) -> int:
+        return sum(len(file.batches.lost) for file in self._columns.values())
+
+    def _read(self, files: Sequence[RunFile]) -> None:
         problems: list[str] = []
         self.info = read_info(self.path, problems)
         plans = read_plans(files, problems)
         groups = groups_of(plans)
         self.plan = latest_plan(plans)
         heads, layers, levels = (self._polled(table, files, problems) for table in (HEADS, LAYERS, LEVELS))
-        scalars = self._scalar_parts(files, problems)
-        ends = ends_of(_first_steps([heads, layers], scalars))
+        scalars = self._scalar_parts(files, groups, problems)
         others = self._strangers(heads, layers)
+        ends = ends_of(_first_steps([heads, layers], scalars))
         problems += copies.in_words(others)
         self.heads.update(_sources(heads, groups, ends, others, levels))
         self.layers.update(_sources(layers, groups, ends, others))
         self.scalars = _by_name(merge_table(SCALARS, scalars, ends))
         self.events = merge_events(copies.events_without(read_event_logs(files, problems), others), ends)
-        if self.heads.stride > 1:
+        problems += [
+            words for of_table in (heads, layers, levels) for f in of_table.values() for words in f.problems
+        ]
+        stride = max(self.heads.stride, self.layers.stride)
+        if stride > 1:
             problems.append(
-                f"this run is long and was kept without blocks to look at: one of "
-                f"{self.heads.stride} measured steps is shown"
+                f"this run is long and was kept without blocks to look at: one of {stride} measured steps "
+                "is shown"
             )
         self.problems = problems
-        self.written = max((stat.st_mtime for stat in stats.values()), default=0.0)
         last = max((file.session for file in files), default=0)
-        readers: list[ColumnFile | StreamReader] = [*self._columns.values(), *self._streams.values()]
-        ended = [reader.closed for reader in readers if _session(files, reader) == last]
+        readers = [
+            self._columns.get(file.path) or self._streams.get(file.path)
+            for file in files
+            if file.session == last
+        ]
+        ended = [reader.closed for reader in readers if reader is not None]
         self.has_ended = bool(ended) and all(ended)
-        self._signature = signature
-        return True
 
     def _polled(self, table: Table, files: Sequence[RunFile], problems: list[str]) -> dict[_Key, ColumnFile]:
         """The files of a table, with what was added to them."""
@@ -118,24 +140,28 @@ class FollowedRun:
         for file in files:
             if file.kind != table.name:
                 continue
-            columns = self._columns.setdefault(file.path, ColumnFile(file.path, table))
+            if file.path not in self._columns:
+                self._columns[file.path] = ColumnFile(file.path, table)
+            columns = self._columns[file.path]
             try:
                 columns.poll()
             except OSError as error:
                 problems.append(f"{file.path.name} cannot be read: {error}")
                 continue
-            problems += columns.problems
             found[file.session, file.rank] = columns
         return found
 
-    def _scalar_parts(self, files: Sequence[RunFile], problems: list[str]) -> list[Part]:
+    def _scalar_parts(
+        self, files: Sequence[RunFile], groups: Mapping[_Key, int], problems: list[str]
+    ) -> list[Part]:
         parts = []
         for file in files:
             if file.kind != SCALARS.name:
                 continue
             stream = self._streams.setdefault(file.path, StreamReader(file.path, SCALARS))
             try:
-                parts.append(Part(file.session, file.rank, stream.poll()))
+                group = groups.get((file.session, file.rank))
+                parts.append(Part(file.session, file.rank, stream.poll(), group))
             except OSError as error:
                 problems.append(f"{file.path.name} cannot be read: {error}")
             problems += stream.problems
@@ -148,35 +174,25 @@ class FollowedRun:
         parts: dict[str, list[Part]] = {}
         for table, files in ((HEADS, heads), (LAYERS, layers)):
             for session in sorted({session for session, _ in files}):
-                own = {key: file for key, file in files.items() if key[0] == session and file.records}
+                own = {key: file for key, file in files.items() if key[0] == session and len(file.held)}
                 if len(own) < 2:
                     continue
-                steps = [{record.step for record in file.records} for file in own.values()]
-                common = set.intersection(*steps)
-                looked_at = {min(common), max(common)} if common else set()
+                common = reduce(np.intersect1d, [file.held.steps for file in own.values()])
+                looked_at = sorted({int(common[0]), int(common[-1])}) if len(common) else []
                 for (_, rank), file in own.items():
-                    rows = _rows_at(table, file, looked_at)
+                    rows = file.rows(looked_at)
                     parts.setdefault(table.name, []).append(Part(session, rank, rows))
         return copies.strangers(parts)
 
 
-def _rows_at(table: Table, file: ColumnFile, steps: set[int]) -> pa.Table:
-    schema = arrow_schema(table)
-    found = []
-    for record in [record for record in file.records if record.step in steps]:
-        rows = file.rows(record.batch)
-        if rows is not None:
-            found.append(conform(rows, schema).slice(record.first, record.rows))
-    return pa.Table.from_batches(found, schema=schema)
-
-
 def _first_steps(tables: Sequence[Mapping[_Key, ColumnFile]], scalars: Sequence[Part]) -> dict[int, int]:
     """The first step of each session, of any table."""
-    steps = [(s, r.step) for files in tables for (s, _), file in files.items() for r in file.records]
-    steps += [(p.session, int(p.rows["step"].to_numpy().min())) for p in scalars if p.rows.num_rows]
+    steps = [(s, f.held.steps) for files in tables for (s, _), f in files.items() if len(f.held)]
+    steps += [(part.session, part.rows["step"].to_numpy()) for part in scalars if part.rows.num_rows]
     first: dict[int, int] = {}
-    for session, step in steps:
-        first[session] = min(step, first.get(session, step))
+    for session, of_file in steps:
+        least = int(of_file.min())
+        first[session] = min(least, first.get(session, least))
     return first
 
 
@@ -209,7 +225,3 @@ def _by_name(rows: pa.Table) -> Scalars:
         name: (steps[codes == code], values[codes == code])
         for code, name in enumerate(names.dictionary.to_pylist())
     }
-
-
-def _session(files: Sequence[RunFile], reader: ColumnFile | StreamReader) -> int | None:
-    return next((file.session for file in files if file.path == reader.path), None)

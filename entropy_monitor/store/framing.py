@@ -13,22 +13,52 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, TypeAlias
 
 SEAL_KEY = "entropy_monitor.seal"
 END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """Arrow's mark for the end of a stream, which a writer leaves when it is closed."""
 
+PREFIX = 8
+"""Bytes before a message's metadata: a mark, and the metadata's length."""
+
 _HEX = rb"([0-9a-f]{8})"
 _SEAL = re.compile(rb"EMSEAL number=%b start=%b length=%b schema=%b crc=%b" % (_HEX, _HEX, _HEX, _HEX, _HEX))
 _NO_CRC = b"00000000"
 
+Bytes: TypeAlias = bytes | memoryview
+
+Tail: TypeAlias = Literal["open", "closed", "torn", "damaged"]
+"""What follows the last sound message: nothing, the end mark, a message that lacks bytes, damage."""
+
+
+class Seal(NamedTuple):
+    """What a seal says.
+
+    Attributes:
+        place: where it was found.
+        number: of its message: 0 is the schema, batches count from 1.
+        start: where that begins, counted as `place` is.
+        stop: where it ends.
+        schema: fingerprint of the schema.
+        crc: of the message's bytes, the eight digits at `digits` taken as zeros.
+        digits: where these are, counted from the message's first byte.
+    """
+
+    place: int
+    number: int
+    start: int
+    stop: int
+    schema: int
+    crc: int
+    digits: int
+
 
 @dataclass(frozen=True)
 class Message:
-    """One sound message: `data[start:stop]`. Number 0 is the schema, batches count from 1."""
+    """One message: `data[start:stop]`. Number 0 is the schema, batches count from 1."""
 
     number: int
     schema: int
@@ -51,12 +81,12 @@ class Scan:
     Attributes:
         parts: sound messages and the gaps between them, in order.
         stop: where the last sound message ends.
-        tail: what follows: nothing, the end mark, a message of which bytes are missing, or damage.
+        tail: what follows.
     """
 
     parts: tuple[Message | Gap, ...]
     stop: int
-    tail: Literal["open", "closed", "torn", "damaged"]
+    tail: Tail
 
 
 def blank_seal(number: int, schema: int) -> str:
@@ -89,8 +119,7 @@ def scan(data: bytes) -> Scan:
     return Scan(tuple(parts), stop, _tail(data, stop))
 
 
-PREFIX = 8
-"""Bytes before a message's metadata: a mark, and the metadata's length."""
+SEAL_LENGTH = len(blank_seal(0, 0))
 
 
 def metadata_length(prefix: bytes) -> int | None:
@@ -100,57 +129,75 @@ def metadata_length(prefix: bytes) -> int | None:
     return int.from_bytes(prefix[4:PREFIX], "little")
 
 
-def peek(head: bytes) -> Message | None:
-    """The message whose prefix and metadata are `head`, by its seal alone: ask `is_sound` too."""
-    match = _SEAL.search(head)
-    if match is None:
-        return None
-    number, offset, length, schema, _ = (int(group, 16) for group in match.groups())
-    if offset != match.start() or length < len(head):
-        return None
-    return Message(number, schema, 0, length)
+def seals(data: Bytes, position: int = 0) -> Iterator[Seal]:
+    """Every seal from `position` on, whether or not its message is sound."""
+    while match := _SEAL.search(data, position):
+        number, offset, length, schema, crc = [int(group, 16) for group in match.groups()]
+        start = match.start() - offset
+        yield Seal(match.start(), number, start, start + length, schema, crc, match.start(5) - start)
+        position = match.end()
 
 
-def is_sound(message: bytes) -> bool:
+def checksum(pieces: Iterable[Bytes], digits: int) -> int:
+    """The CRC-32 of a message given in pieces, the digits of its seal's own as zeros.
+
+    Args:
+        pieces: the message's bytes, in order.
+        digits: where these digits are.
+    """
+    crc = position = 0
+    for piece in pieces:
+        first, last = digits - position, digits - position + len(_NO_CRC)
+        if last <= 0 or first >= len(piece):
+            crc = zlib.crc32(piece, crc)
+        else:
+            first, last = max(first, 0), min(last, len(piece))
+            crc = zlib.crc32(
+                piece[last:], zlib.crc32(_NO_CRC[: last - first], zlib.crc32(piece[:first], crc))
+            )
+        position += len(piece)
+    return crc
+
+
+def is_sound(message: Bytes) -> bool:
     """Whether these bytes, from a message's first to its last, are what was written."""
-    match = _SEAL.search(message)
-    return match is not None and _crc(message, 0, len(message), match.start(5)) == int(match[5], 16)
+    found = next(seals(message), None)
+    return found is not None and checksum([memoryview(message)], found.digits) == found.crc
 
 
 def _sound_messages(data: bytes) -> Iterator[Message]:
-    position = 0
-    lower = 0
-    while match := _SEAL.search(data, position):
-        number, offset, length, schema, crc = (int(group, 16) for group in match.groups())
-        start = match.start() - offset
-        stop = start + length
-        if (
-            lower <= start
-            and match.end() <= stop <= len(data)
-            and _crc(data, start, stop, match.start(5)) == crc
-        ):
-            yield Message(number, schema, start, stop)
+    view = memoryview(data)
+    position = lower = 0
+    while found := next(seals(data, position), None):
+        start, stop = found.start, found.stop
+        fits = lower <= start and found.place + SEAL_LENGTH <= stop <= len(data)
+        if fits and checksum([view[start:stop]], found.digits) == found.crc:
+            yield Message(found.number, found.schema, start, stop)
             position = lower = stop
         else:
-            position = match.end()
+            position = found.place + SEAL_LENGTH
 
 
-def _crc(data: bytes, start: int, stop: int, digits: int) -> int:
-    view = memoryview(data)
-    crc = zlib.crc32(view[start:digits])
-    crc = zlib.crc32(_NO_CRC, crc)
-    return zlib.crc32(view[digits + len(_NO_CRC) : stop], crc)
+def tail_of(begin: bytes, first_stop: int | None, size: int) -> Tail:
+    """What the bytes after the last sound message are.
 
-
-def _tail(data: bytes, stop: int) -> Literal["open", "closed", "torn", "damaged"]:
-    rest = data[stop:]
-    if not rest:
+    Args:
+        begin: the first `PREFIX` of them or more.
+        first_stop: where the message of the first seal among them ends by its word, counted from their
+            first; None where there is no seal.
+        size: how many they are.
+    """
+    if not size:
         return "open"
-    if rest == END:
+    if size == len(END) and begin.startswith(END):
         return "closed"
-    match = _SEAL.search(rest)
-    if match is None:
+    if first_stop is None:
         # Too little of a message to hold its seal, unless it does not even begin like one.
-        return "torn" if rest.startswith(END[: min(4, len(rest))]) else "damaged"
-    length = int(match[3], 16)
-    return "torn" if match.start() - int(match[2], 16) + length > len(rest) else "damaged"
+        return "torn" if begin.startswith(END[: min(4, size)]) else "damaged"
+    return "torn" if first_stop > size else "damaged"
+
+
+def _tail(data: bytes, stop: int) -> Tail:
+    rest = data[stop:]
+    first = next(seals(rest), None)
+    return tail_of(rest, first.stop if first else None, len(rest))

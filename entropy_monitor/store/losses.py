@@ -46,7 +46,7 @@ class Losses:
         """A message that was counted turned out not to be what was written."""
         self._damage.append(f"{self._name}: {_named(number, number)} damaged ({size} bytes): not read")
 
-    def undecodable(self, first: int, last: int, why: Exception) -> None:
+    def undecodable(self, first: int, last: int, why: object) -> None:
         """Sound messages cannot be decoded."""
         self._damage.append(f"{self._name}: {_named(first, last)} cannot be decoded: {why}")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -11,6 +12,11 @@ from entropy_monitor.records import Table
 from entropy_monitor.store.codec import arrow_schema, fingerprint, read_batches, schema_message
 from entropy_monitor.store.framing import Gap, Message, scan
 from entropy_monitor.store.losses import Losses
+
+_Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
+
+_MOST_PIECES = 256
+"""Batches that a table is left in: of many small ones every look at it takes long."""
 
 
 class StreamReader:
@@ -60,7 +66,11 @@ class StreamReader:
         self.closed = found.tail == "closed"
         self._losses.tail(found.tail, len(data) - found.stop)
         self._offset += found.stop
-        return pa.Table.from_batches(self._batches, schema=self._target)
+        whole = pa.Table.from_batches(self._batches, schema=self._target)
+        if len(self._batches) > _MOST_PIECES:
+            whole = whole.combine_chunks()
+            self._batches[:] = whole.to_batches()
+        return whole
 
     def _forget(self) -> None:
         self._offset = 0
@@ -72,15 +82,15 @@ class StreamReader:
         if not messages:
             return
         try:
-            schema = self._schema or schema_of_this_version(self._table, messages)
+            schema = self._schema or schema_of_this_version(self._table, [m.schema for m in messages])
             batches = read_batches(schema, [data[m.start : m.stop] for m in messages])
             self._batches += [conform(batch, self._target) for batch in batches]
         except (pa.ArrowException, ValueError, OSError) as error:
             self._losses.undecodable(messages[0].number, messages[-1].number, error)
 
 
-def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch of any version with the columns of `schema`: what that version did not know is null.
+def conform(batch: _Rows, schema: pa.Schema) -> _Rows:
+    """Rows of any version with the columns of `schema`: what that version did not know is null.
 
     Raises:
         ValueError: it lacks a column that cannot be null.
@@ -95,15 +105,15 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             columns.append(pa.nulls(batch.num_rows, field.type))
         else:
             raise ValueError(f"it has no column {field.name!r}, written by another version")
-    return pa.record_batch(columns, schema=schema)
+    return type(batch).from_arrays(columns, schema=schema)
 
 
-def schema_of_this_version(table: Table, messages: Sequence[Message]) -> bytes:
+def schema_of_this_version(table: Table, fingerprints: Iterable[int]) -> bytes:
     """This version's schema message, in the place of a damaged one, if the batches say that it was theirs.
 
     Raises:
         ValueError: it was another.
     """
-    if any(message.schema != fingerprint(arrow_schema(table)) for message in messages):
+    if any(found != fingerprint(arrow_schema(table)) for found in fingerprints):
         raise ValueError("the schema is damaged, and it is not the one of this version")
     return schema_message(table, {})
