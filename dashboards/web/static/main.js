@@ -95,7 +95,9 @@ class Page {
 
   /** The runs as they are now. */
   take(cards) {
-    this.cards = cards;
+    const text = JSON.stringify(cards);
+    if (text !== this.text) this.cards = cards; // else nothing is made anew that someone may be reading
+    this.text = text;
     this.isUnknown = cards.length > 0 && this.state.run !== null && !cards.some((card) => card.id === this.state.run);
     if (this.compared === null && cards.length && !cards.some((card) => card.pending)) {
       this.compared = worstFirst(cards).filter((card) => !card.problem).slice(0, COMPARED_AT_FIRST).map((card) => card.id).sort();
