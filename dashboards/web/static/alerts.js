@@ -19,7 +19,12 @@ export class AlertList {
     this.list = h("ol", { class: "alerts" });
     this.more = h("button", { type: "button", class: "plain", onclick: () => this.filter({ most: Infinity }) });
     this.note = h("p", { class: "quiet" });
-    this.filters = h("div", { class: "controls" }, this.severities.element, h("label", { class: "choice" }, this.open, h("span", {}, "open only")));
+    this.filters = h(
+      "div",
+      { class: "controls" },
+      this.severities.element,
+      h("label", { class: "choice" }, this.open, h("span", {}, "open only")),
+    );
     this.element = h("div", { class: "alert-list" }, this.filters, this.list, this.more, this.note);
   }
 
@@ -37,10 +42,20 @@ export class AlertList {
     const present = SEVERITIES.filter((s) => alerts.some((a) => a.severity === s));
     if (this.severity !== "all" && !present.includes(this.severity)) this.severity = "all";
     const all = [["all", `all (${whole(alerts.length)})`]];
-    this.severities.show([...all, ...present.map((s) => [s, `${s} (${whole(alerts.filter((a) => a.severity === s).length)})`])], this.severity);
-    const known = alerts.filter((a) => (this.severity === "all" || a.severity === this.severity) && !(this.onlyOpen && a.closed !== null));
+    this.severities.show(
+      [...all, ...present.map((s) => [s, `${s} (${whole(alerts.filter((a) => a.severity === s).length)})`])],
+      this.severity,
+    );
+    const known = alerts.filter(
+      (a) => (this.severity === "all" || a.severity === this.severity) && !(this.onlyOpen && a.closed !== null),
+    );
     const shown = known.slice(0, this.most);
-    keepingFocus(this.list, () => fill(this.list, shown.map((alert) => this.item(alert))));
+    keepingFocus(this.list, () =>
+      fill(
+        this.list,
+        shown.map((alert) => this.item(alert)),
+      ),
+    );
     this.element.style.setProperty("--rows", shown.length);
     this.list.hidden = !shown.length;
     this.more.hidden = known.length <= shown.length;
@@ -58,7 +73,13 @@ export class AlertList {
       {},
       h(
         "button",
-        { type: "button", class: "alert", "data-focus": alert.key, "aria-current": isSelected ? "true" : null, onclick: () => this.onselect(alert) },
+        {
+          type: "button",
+          class: "alert",
+          "data-focus": alert.key,
+          "aria-current": isSelected ? "true" : null,
+          onclick: () => this.onselect(alert),
+        },
         h("span", { class: "alert-title" }, severityBadge(alert.severity), " ", alert.title),
         h(
           "span",
@@ -77,7 +98,8 @@ export class AlertList {
 
 /** Alerts in the order of the list. */
 export function worstAlertsFirst(alerts) {
-  const rank = (alert) => (SEVERITIES.includes(alert.severity) ? SEVERITIES.indexOf(alert.severity) : SEVERITIES.length);
+  const rank = (alert) =>
+    SEVERITIES.includes(alert.severity) ? SEVERITIES.indexOf(alert.severity) : SEVERITIES.length;
   return [...alerts].sort((a, b) => rank(a) - rank(b) || a.opened - b.opened);
 }
 

@@ -85,7 +85,12 @@ function dressed(layout) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 52, r: 30, t: TOP, b: BOTTOM },
-    hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("ink"), size: 12 }, namelength: -1 },
+    hoverlabel: {
+      bgcolor: colour("card"),
+      bordercolor: colour("line"),
+      font: { color: colour("ink"), size: 12 },
+      namelength: -1,
+    },
     modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: colour("quiet"), activecolor: colour("ink") },
     dragmode: "zoom",
     showlegend: false,
@@ -117,7 +122,11 @@ export function stacked(panels, height, more) {
   const gap = GAP / inner;
   const total = panels.reduce((sum, panel) => sum + (panel.weight || 1), 0);
   const unit = (1 - gap * (panels.length - 1)) / total;
-  const layout = { xaxis: { title: stepTitle(), tickformat: ",d", anchor: `y${panels.length}`, hoverformat: ",d" }, annotations: [], ...more };
+  const layout = {
+    xaxis: { title: stepTitle(), tickformat: ",d", anchor: `y${panels.length}`, hoverformat: ",d" },
+    annotations: [],
+    ...more,
+  };
   const traces = [];
   let top = 1;
   panels.forEach((panel, i) => {
@@ -125,12 +134,25 @@ export function stacked(panels, height, more) {
     const bottom = Math.max(0, top - unit * (panel.weight || 1));
     layout[`yaxis${nth}`] = { domain: [bottom, top], nticks: 5, ...panel.axis };
     layout[`legend${nth}`] = {
-      ...(panel.legendBeside ? { x: 1.02, xanchor: "left", y: top, yanchor: "top" } : { orientation: "h", x: 1, xanchor: "right", y: top, yanchor: "bottom" }),
-      bgcolor: "rgba(0,0,0,0)", font: { size: 10.5, color: colour("quiet") }, itemwidth: 30, tracegroupgap: 0, traceorder: "normal",
+      ...(panel.legendBeside
+        ? { x: 1.02, xanchor: "left", y: top, yanchor: "top" }
+        : { orientation: "h", x: 1, xanchor: "right", y: top, yanchor: "bottom" }),
+      bgcolor: "rgba(0,0,0,0)",
+      font: { size: 10.5, color: colour("quiet") },
+      itemwidth: 30,
+      tracegroupgap: 0,
+      traceorder: "normal",
     };
     layout.annotations.push({
-      text: plain(panel.title), x: 0, xref: "paper", xanchor: "left", y: top, yref: "paper", yanchor: "bottom",
-      showarrow: false, font: { size: 11.5, color: colour("ink") },
+      text: plain(panel.title),
+      x: 0,
+      xref: "paper",
+      xanchor: "left",
+      y: top,
+      yref: "paper",
+      yanchor: "bottom",
+      showarrow: false,
+      font: { size: 11.5, color: colour("ink") },
     });
     for (const trace of panel.traces) traces.push({ ...trace, yaxis: `y${nth}`, legend: `legend${nth}` });
     top = bottom - gap;
@@ -145,21 +167,35 @@ function stepTitle() {
 /** A line through values by step. */
 export function line(name, steps, values, look, more) {
   return {
-    type: "scatter", mode: steps.length > 1 ? "lines" : "markers", name: plain(name), x: steps, y: values,
-    line: { width: 1.6, ...look }, marker: { color: look.color, size: 5 }, connectgaps: true, ...more,
+    type: "scatter",
+    mode: steps.length > 1 ? "lines" : "markers",
+    name: plain(name),
+    x: steps,
+    y: values,
+    line: { width: 1.6, ...look },
+    marker: { color: look.color, size: 5 },
+    connectgaps: true,
+    ...more,
   };
 }
 
 /** The band between two curves. */
 export function band(steps, low, high, shade, alpha) {
   const edge = { type: "scatter", mode: "lines", x: steps, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
-  return [{ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: faded(shade, alpha) }];
+  return [
+    { ...edge, y: low },
+    { ...edge, y: high, fill: "tonexty", fillcolor: faded(shade, alpha) },
+  ];
 }
 
 /** Crosses at the foot of a panel, where values were NaN or infinite. */
 export function broken(steps, foot) {
   return {
-    type: "scatter", mode: "markers", name: "not finite", x: steps, y: steps.map(() => foot),
+    type: "scatter",
+    mode: "markers",
+    name: "not finite",
+    x: steps,
+    y: steps.map(() => foot),
     marker: { symbol: "x-thin-open", color: severityColour("severe"), size: 7, line: { width: 1.5 } },
     hovertemplate: "not finite<extra></extra>",
   };
@@ -189,7 +225,8 @@ export function titled(text, axis) {
 /** Vertical lines where alerts, the worst first, opened, of many the worst ones, and at the step that is looked at. */
 export function stepLines(alerts, step) {
   const worst = new Map();
-  for (const { opened, severity } of alerts) if (!worst.has(opened) && worst.size < MOST_LINES) worst.set(opened, severity);
+  for (const { opened, severity } of alerts)
+    if (!worst.has(opened) && worst.size < MOST_LINES) worst.set(opened, severity);
   const opacity = worst.size > 12 ? 0.35 : 0.75;
   const marks = [...worst].map(([opened, severity]) => upright(opened, severityColour(severity), 1, "dash", opacity));
   if (step !== null && step !== undefined) marks.push(upright(step, colour("ink"), 1.25, "solid", 0.65));
@@ -197,5 +234,16 @@ export function stepLines(alerts, step) {
 }
 
 function upright(step, color, width, dash, opacity) {
-  return { type: "line", xref: "x", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, opacity, layer: "above", line: { color, width, dash } };
+  return {
+    type: "line",
+    xref: "x",
+    x0: step,
+    x1: step,
+    yref: "paper",
+    y0: 0,
+    y1: 1,
+    opacity,
+    layer: "above",
+    line: { color, width, dash },
+  };
 }

@@ -42,7 +42,10 @@ export function choice(label, onchange) {
     show(options, value) {
       const key = JSON.stringify(options);
       if (key !== shown) {
-        fill(select, options.map(([option, text]) => h("option", { value: option }, text)));
+        fill(
+          select,
+          options.map(([option, text]) => h("option", { value: option }, text)),
+        );
         shown = key;
       }
       select.value = value;

@@ -26,14 +26,36 @@ export class Evidence {
     fill(
       this.words,
       h("h4", {}, severityBadge(alert.severity), " ", alert.title),
-      h("p", { class: "quiet" }, [alert.kind.replaceAll("_", " "), alert.layer || "the whole run", heads, `opened at step ${whole(alert.opened)}`, `last changed at step ${whole(alert.updated)}`, stateOf(alert)].filter(Boolean).join(" · ")),
+      h(
+        "p",
+        { class: "quiet" },
+        [
+          alert.kind.replaceAll("_", " "),
+          alert.layer || "the whole run",
+          heads,
+          `opened at step ${whole(alert.opened)}`,
+          `last changed at step ${whole(alert.updated)}`,
+          stateOf(alert),
+        ]
+          .filter(Boolean)
+          .join(" · "),
+      ),
       h("p", { class: "message" }, withCode(alert.message)),
-      alert.advice ? h("div", { class: "todo" }, h("h5", {}, "What to do"), h("p", { class: "message" }, withCode(alert.advice))) : null,
+      alert.advice
+        ? h("div", { class: "todo" }, h("h5", {}, "What to do"), h("p", { class: "message" }, withCode(alert.advice)))
+        : null,
     );
     fill(
       this.measured,
       alert.evidence.length
-        ? [h("h5", {}, "Measured"), h("dl", { class: "figures" }, alert.evidence.map(([label, text]) => h("div", {}, h("dt", {}, label), h("dd", {}, text))))]
+        ? [
+            h("h5", {}, "Measured"),
+            h(
+              "dl",
+              { class: "figures" },
+              alert.evidence.map(([label, text]) => h("div", {}, h("dt", {}, label), h("dd", {}, text))),
+            ),
+          ]
         : null,
     );
     this.figure.hidden = !alert.has_map;
@@ -47,14 +69,25 @@ export class Evidence {
     this.chart.label(alt);
     const axis = { showgrid: false, showticklabels: false, fixedrange: false, constrain: "domain" };
     this.chart.draw(
-      [{
-        type: "heatmap", z, colorscale: SCALE, zmin: 0, hovertemplate: "query %{y}, key %{x}: %{z:.3f}<extra></extra>",
-        colorbar: { thickness: 8, outlinewidth: 0, tickfont: { size: 10, color: colour("quiet") }, nticks: 4 },
-      }],
+      [
+        {
+          type: "heatmap",
+          z,
+          colorscale: SCALE,
+          zmin: 0,
+          hovertemplate: "query %{y}, key %{x}: %{z:.3f}<extra></extra>",
+          colorbar: { thickness: 8, outlinewidth: 0, tickfont: { size: 10, color: colour("quiet") }, nticks: 4 },
+        },
+      ],
       {
         margin: { l: 24, r: 8, t: 8, b: 24 },
         xaxis: { ...axis, title: { text: "key", font: { size: 10.5 }, standoff: 4 } },
-        yaxis: { ...axis, title: { text: "query", font: { size: 10.5 }, standoff: 4 }, autorange: "reversed", scaleanchor: "x" },
+        yaxis: {
+          ...axis,
+          title: { text: "query", font: { size: 10.5 }, standoff: 4 },
+          autorange: "reversed",
+          scaleanchor: "x",
+        },
       },
       alert.key,
     );

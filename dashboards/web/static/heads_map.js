@@ -8,7 +8,11 @@ import { SEVERITIES, number, plain, reading } from "./words.js";
 
 /** Not a column of the records: the worst alert that is open at the step. */
 export const ALERT_COLUMN = {
-  name: "alert", label: "alert", unit: "", scale: "alert", bad: "high",
+  name: "alert",
+  label: "alert",
+  unit: "",
+  scale: "alert",
+  bad: "high",
   text: "The worst alert that stands open for a head at the step.",
 };
 const LEVELS = ["none", "info", "warning", "severe"];
@@ -21,10 +25,17 @@ export class HeadsMap {
     this.onselect = onselect;
     this.chart = new Chart("Map of layers and heads", 300, false);
     this.chart.onclick = (point) => this.choose(point.x, point.y);
-    this.element = h("div", {
-      class: "heads-map", tabindex: "0", role: "group", "aria-label": "Map of layers and heads: arrow keys choose a head",
-      onkeydown: (event) => this.move(event),
-    }, this.chart.element);
+    this.element = h(
+      "div",
+      {
+        class: "heads-map",
+        tabindex: "0",
+        role: "group",
+        "aria-label": "Map of layers and heads: arrow keys choose a head",
+        onkeydown: (event) => this.move(event),
+      },
+      this.chart.element,
+    );
   }
 
   choose(head, line) {
@@ -62,16 +73,27 @@ export class HeadsMap {
         const at = rows.rowAt(y, x);
         if (at === null) continue;
         z[x] = column.scale === "log" ? Math.log10(shown[at]) : shown[at];
-        const said = isAlert ? LEVELS[levels[at]] : Number.isNaN(shown[at]) ? "not known here" : reading(shown[at], column);
-        words[x] = `${name}<br>head ${x}: <b>${plain(said)}</b>${!isAlert && levels[at] ? `<br>alert: ${LEVELS[levels[at]]}` : ""}`;
+        const said = isAlert
+          ? LEVELS[levels[at]]
+          : Number.isNaN(shown[at])
+            ? "not known here"
+            : reading(shown[at], column);
+        words[x] =
+          `${name}<br>head ${x}: <b>${plain(said)}</b>${!isAlert && levels[at] ? `<br>alert: ${LEVELS[levels[at]]}` : ""}`;
       }
       cell.z.push(z);
       cell.words.push(words);
     });
     const gaps = height / rows.lines.length >= 9 && rows.width <= 64 ? 1 : 0;
     const heat = {
-      type: "heatmap", z: cell.z, customdata: cell.words, hovertemplate: "%{customdata}<extra></extra>", hoverongaps: false,
-      xgap: gaps, ygap: gaps, ...scale,
+      type: "heatmap",
+      z: cell.z,
+      customdata: cell.words,
+      hovertemplate: "%{customdata}<extra></extra>",
+      hoverongaps: false,
+      xgap: gaps,
+      ygap: gaps,
+      ...scale,
     };
     const left = 14 + LETTER * Math.max(...rows.lines.map((line) => label(line, rows).length));
     const marks = isAlert ? [] : outlines(rows, levels, height);
@@ -82,7 +104,13 @@ export class HeadsMap {
         margin: { l: left, r: 8, t: 8, b: 40 },
         plot_bgcolor: colour("unknown-cell"),
         hovermode: "closest",
-        xaxis: { title: { text: "head", font: { size: 11, color: colour("quiet") }, standoff: 4 }, range: [-0.5, rows.width - 0.5], showgrid: false, dtick: everyNth(rows.width, 22), tick0: 0 },
+        xaxis: {
+          title: { text: "head", font: { size: 11, color: colour("quiet") }, standoff: 4 },
+          range: [-0.5, rows.width - 0.5],
+          showgrid: false,
+          dtick: everyNth(rows.width, 22),
+          tick0: 0,
+        },
         yaxis: { range: [rows.lines.length - 0.5, -0.5], showgrid: false, ...layerTicks(rows, height) },
       },
       revision,
@@ -126,18 +154,34 @@ function valueScale(column, { low, high }) {
   const bar = { thickness: 10, outlinewidth: 0, tickfont: { size: 10.5, color: colour("quiet") }, nticks: 6, len: 1 };
   if (column.scale === "share") return { colorscale: SCALE, zmin: 0, zmax: 1, colorbar: { ...bar, tickformat: ".0%" } };
   if (low === null || high === null) return { colorscale: SCALE, showscale: false };
-  if (column.scale !== "log" || low <= 0) return { colorscale: SCALE, zmin: low, zmax: high > low ? high : low + 1, colorbar: bar };
+  if (column.scale !== "log" || low <= 0)
+    return { colorscale: SCALE, zmin: low, zmax: high > low ? high : low + 1, colorbar: bar };
   const [from, to] = [Math.log10(low), Math.max(Math.log10(high), Math.log10(low) + 0.01)];
   const ticks = Array.from({ length: 5 }, (_, i) => from + ((to - from) * i) / 4);
-  return { colorscale: SCALE, zmin: from, zmax: to, colorbar: { ...bar, tickvals: ticks, ticktext: ticks.map((t) => number(10 ** t)) } };
+  return {
+    colorscale: SCALE,
+    zmin: from,
+    zmax: to,
+    colorbar: { ...bar, tickvals: ticks, ticktext: ticks.map((t) => number(10 ** t)) },
+  };
 }
 
 function alertScale() {
   const colours = [colour("no-alert"), ...["info", "warning", "severe"].map(severityColour)];
   return {
-    zmin: -0.5, zmax: 3.5,
-    colorscale: colours.flatMap((c, i) => [[i / 4, c], [(i + 1) / 4, c]]),
-    colorbar: { thickness: 10, outlinewidth: 0, tickvals: [0, 1, 2, 3], ticktext: LEVELS, tickfont: { size: 10.5, color: colour("quiet") } },
+    zmin: -0.5,
+    zmax: 3.5,
+    colorscale: colours.flatMap((c, i) => [
+      [i / 4, c],
+      [(i + 1) / 4, c],
+    ]),
+    colorbar: {
+      thickness: 10,
+      outlinewidth: 0,
+      tickvals: [0, 1, 2, 3],
+      ticktext: LEVELS,
+      tickfont: { size: 10.5, color: colour("quiet") },
+    },
   };
 }
 
@@ -157,7 +201,12 @@ function outlines(rows, levels, height) {
 
 function edgeMarks(lines, look) {
   return {
-    type: "scatter", mode: "markers", x: lines.map(() => -0.5), y: lines, cliponaxis: false, hoverinfo: "skip",
+    type: "scatter",
+    mode: "markers",
+    x: lines.map(() => -0.5),
+    y: lines,
+    cliponaxis: false,
+    hoverinfo: "skip",
     marker: { symbol: "triangle-right", size: 11, color: look, line: { color: colour("halo"), width: 1 } },
   };
 }
@@ -191,5 +240,12 @@ function boxes(found, inset) {
 }
 
 function overlay(path, look, width) {
-  return { type: "scatter", mode: "lines", ...path, line: { color: look, width }, hoverinfo: "skip", cliponaxis: false };
+  return {
+    type: "scatter",
+    mode: "lines",
+    ...path,
+    line: { color: look, width },
+    hoverinfo: "skip",
+    cliponaxis: false,
+  };
 }

@@ -42,20 +42,41 @@ class Page {
   }
 
   build() {
-    this.table = new RunsTable({ onselect: (run) => this.go({ ...initialState(), colour: this.state.colour, curve: this.state.curve, run }), oncompare: (id, isOn) => this.compareToo(id, isOn) });
+    this.table = new RunsTable({
+      onselect: (run) => this.go({ ...initialState(), colour: this.state.colour, curve: this.state.curve, run }),
+      oncompare: (id, isOn) => this.compareToo(id, isOn),
+    });
     this.compare = new Compare();
-    this.section = new RunSection(this.source, { go: (change) => this.go(change), announce: (text) => this.announce(text) });
+    this.section = new RunSection(this.source, {
+      go: (change) => this.go(change),
+      announce: (text) => this.announce(text),
+    });
     this.folder = h("p", { class: "path" });
     this.status = h("p", { class: "status" });
     this.said = h("p", { class: "hidden", "aria-live": "polite" });
     this.error = h("p", { class: "error", role: "alert", hidden: true });
-    this.theme = h("button", { type: "button", class: "plain", onclick: () => this.changeTheme(THEMES[chosenTheme()]) });
+    this.theme = h("button", {
+      type: "button",
+      class: "plain",
+      onclick: () => this.changeTheme(THEMES[chosenTheme()]),
+    });
     this.headline = h("p", { class: "headline" });
     this.empty = h("div", { class: "empty" }, h("p", {}, "Reading the runs…"));
-    this.runs = h("section", { class: "part", "aria-labelledby": "runs-title", hidden: true }, h("div", { class: "runs-head" }, h("h2", { id: "runs-title" }, "Runs"), this.headline), this.table.element, this.compare.element);
+    this.runs = h(
+      "section",
+      { class: "part", "aria-labelledby": "runs-title", hidden: true },
+      h("div", { class: "runs-head" }, h("h2", { id: "runs-title" }, "Runs"), this.headline),
+      this.table.element,
+      this.compare.element,
+    );
     fill(
       this.root,
-      h("header", { class: "top" }, h("div", {}, h("h1", {}, "Attention entropy"), this.folder), h("div", { class: "top-right" }, this.status, this.theme)),
+      h(
+        "header",
+        { class: "top" },
+        h("div", {}, h("h1", {}, "Attention entropy"), this.folder),
+        h("div", { class: "top-right" }, this.status, this.theme),
+      ),
       h("main", {}, this.error, this.empty, this.runs, this.section.element),
       this.said,
     );
@@ -100,7 +121,11 @@ class Page {
     this.text = text;
     this.isUnknown = cards.length > 0 && this.state.run !== null && !cards.some((card) => card.id === this.state.run);
     if (this.compared === null && cards.length && !cards.some((card) => card.pending)) {
-      this.compared = worstFirst(cards).filter((card) => !card.problem).slice(0, COMPARED_AT_FIRST).map((card) => card.id).sort();
+      this.compared = worstFirst(cards)
+        .filter((card) => !card.problem)
+        .slice(0, COMPARED_AT_FIRST)
+        .map((card) => card.id)
+        .sort();
     }
     this.show();
     this.drawCompared();
@@ -124,11 +149,17 @@ class Page {
     this.runs.classList.toggle("single", cards.length === 1);
     this.section.element.hidden = !card;
     const live = cards.filter((c) => c.is_live).length;
-    this.status.textContent = this.source.isLive && cards.length ? `${count(cards.length, "run")}${live ? `, ${live} live` : ""} · asked at ${new Date().toLocaleTimeString()}` : "";
+    this.status.textContent =
+      this.source.isLive && cards.length
+        ? `${count(cards.length, "run")}${live ? `, ${live} live` : ""} · asked at ${new Date().toLocaleTimeString()}`
+        : "";
     if (!card) return;
-    this.headline.textContent = this.isUnknown ? `The run ${this.state.run} is not here any more; another one is shown.` : headline(cards);
+    this.headline.textContent = this.isUnknown
+      ? `The run ${this.state.run} is not here any more; another one is shown.`
+      : headline(cards);
     const listed = [cards, card.id, this.compared, isDark()];
-    if (!this.listed || listed.some((part, i) => part !== this.listed[i])) this.table.show(cards, card.id, this.compared || []);
+    if (!this.listed || listed.some((part, i) => part !== this.listed[i]))
+      this.table.show(cards, card.id, this.compared || []);
     this.listed = listed;
     const { run } = this.section;
     const isShown = run && run.id === card.id && run.version === card.version;
@@ -153,21 +184,27 @@ class Page {
   async drawCompared() {
     this.compare.element.hidden = this.cards.length < 2 || !this.compared || !this.compared.length;
     if (this.compare.element.hidden) return;
-    const wanted = this.compared.map((id) => this.cards.find((card) => card.id === id)).filter((card) => card && !card.problem && !card.pending);
+    const wanted = this.compared
+      .map((id) => this.cards.find((card) => card.id === id))
+      .filter((card) => card && !card.problem && !card.pending);
     const asked = wanted.map((card) => `${card.id} ${card.version}`).join("\n");
     if (this.askedCompared === asked) return;
     this.askedCompared = asked;
     try {
-      await Promise.all(wanted.map(async (card) => {
-        const kept = this.summaries.get(card.id);
-        if (!kept || kept.version !== card.version) this.summaries.set(card.id, { version: card.version, summary: await this.source.summary(card.id) });
-      }));
+      await Promise.all(
+        wanted.map(async (card) => {
+          const kept = this.summaries.get(card.id);
+          if (!kept || kept.version !== card.version)
+            this.summaries.set(card.id, { version: card.version, summary: await this.source.summary(card.id) });
+        }),
+      );
     } catch (error) {
       this.askedCompared = null;
       this.sayError(error.message);
       return;
     }
-    if (this.askedCompared === asked) this.compare.show(wanted.map((card) => ({ name: card.name, summary: this.summaries.get(card.id).summary })));
+    if (this.askedCompared === asked)
+      this.compare.show(wanted.map((card) => ({ name: card.name, summary: this.summaries.get(card.id).summary })));
   }
 
   redraw() {
@@ -214,7 +251,12 @@ function isOutOfSight() {
 /** All runs in one sentence. */
 function headline(cards) {
   if (cards.length === 1) return "";
-  const parts = [["trouble", "in trouble"], ["watch", "worth a look"], ["sound", "sound"], ["unknown", "unknown"]]
+  const parts = [
+    ["trouble", "in trouble"],
+    ["watch", "worth a look"],
+    ["sound", "sound"],
+    ["unknown", "unknown"],
+  ]
     .map(([verdict, words]) => [cards.filter((card) => card.verdict === verdict).length, words])
     .filter(([many]) => many);
   return `${count(cards.length, "run")}: ${parts.map(([many, words]) => `${many} ${words}`).join(", ")}.`;

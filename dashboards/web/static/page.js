@@ -10,5 +10,6 @@ const beside = (name) => new URL(name, import.meta.url).href;
 mount(document.getElementById("page"), new HttpSource(beside("../api/")), {
   interval: Number(interval),
   plotly: () => loaded("script", { src: beside("plotly.js") }),
-  emptyWords: "Runs appear by themselves as soon as a training writes them below this folder: `em.EntropyMonitor(model, run_dir=…)`.",
+  emptyWords:
+    "Runs appear by themselves as soon as a training writes them below this folder: `em.EntropyMonitor(model, run_dir=…)`.",
 });

@@ -45,7 +45,10 @@ export class Rows {
 
   /** The row of a head by places; null where the run has none. */
   find([layer, call, head]) {
-    return this.rowAt(this.lines.findIndex((line) => line.layer === layer && line.call === call), head);
+    return this.rowAt(
+      this.lines.findIndex((line) => line.layer === layer && line.call === call),
+      head,
+    );
   }
 
   /** A row's head by places, as addresses name it. */

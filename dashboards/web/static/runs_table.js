@@ -15,9 +15,21 @@ const COLUMNS = [
   { label: "verdict", of: (c) => ORDER[c.verdict] ?? 3 },
   { label: "final loss", of: (c) => c.final_loss, show: loss },
   { label: "lowest entropy", of: (c) => c.lowest_share?.value, show: (c) => extreme(c.lowest_share, percent) },
-  { label: "growth of σ_QK", of: (c) => c.sigma_growth && -c.sigma_growth.value, show: (c) => extreme(c.sigma_growth, times) },
-  { label: "largest logit", of: (c) => c.largest_logit && -c.largest_logit.value, show: (c) => extreme(c.largest_logit, number) },
-  { label: "alerts", of: (c) => c.alerts && -(1e6 * c.alerts.severe + 1e3 * c.alerts.warning + c.alerts.info), show: alerts },
+  {
+    label: "growth of σ_QK",
+    of: (c) => c.sigma_growth && -c.sigma_growth.value,
+    show: (c) => extreme(c.sigma_growth, times),
+  },
+  {
+    label: "largest logit",
+    of: (c) => c.largest_logit && -c.largest_logit.value,
+    show: (c) => extreme(c.largest_logit, number),
+  },
+  {
+    label: "alerts",
+    of: (c) => c.alerts && -(1e6 * c.alerts.severe + 1e3 * c.alerts.warning + c.alerts.info),
+    show: alerts,
+  },
 ];
 
 export class RunsTable {
@@ -29,18 +41,43 @@ export class RunsTable {
     this.most = MOST_SHOWN;
     this.body = h("tbody", {});
     this.heads = COLUMNS.map((column, i) =>
-      h("th", { scope: "col" }, h("button", { type: "button", class: "sort", onclick: () => this.sort(i) }, column.label)),
+      h(
+        "th",
+        { scope: "col" },
+        h("button", { type: "button", class: "sort", onclick: () => this.sort(i) }, column.label),
+      ),
     );
-    this.search = h("input", { type: "search", placeholder: "find a run", "aria-label": "find a run", oninput: () => this.find() });
+    this.search = h("input", {
+      type: "search",
+      placeholder: "find a run",
+      "aria-label": "find a run",
+      oninput: () => this.find(),
+    });
     this.more = h("button", { type: "button", class: "plain", onclick: () => this.showAll() });
     this.element = h(
       "div",
       { class: "runs" },
       this.search,
-      h("div", { class: "wide" }, h("table", { class: "runs-table" },
-        h("caption", { class: "hidden" }, "Runs of the folder; a name opens its run below"),
-        h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "swatch-cell" }, h("span", { class: "hidden" }, "compare")), this.heads)),
-        this.body)),
+      h(
+        "div",
+        { class: "wide" },
+        h(
+          "table",
+          { class: "runs-table" },
+          h("caption", { class: "hidden" }, "Runs of the folder; a name opens its run below"),
+          h(
+            "thead",
+            {},
+            h(
+              "tr",
+              {},
+              h("th", { scope: "col", class: "swatch-cell" }, h("span", { class: "hidden" }, "compare")),
+              this.heads,
+            ),
+          ),
+          this.body,
+        ),
+      ),
       this.more,
     );
   }
@@ -52,13 +89,21 @@ export class RunsTable {
     const column = COLUMNS[this.sorted];
     const sorted = [...known].sort((a, b) => compare(column.of(a), column.of(b)) || compare(a.id, b.id));
     const shown = sorted.slice(0, this.most);
-    if (selected !== null && !shown.some((c) => c.id === selected)) shown.push(...sorted.filter((c) => c.id === selected));
-    this.heads.forEach((head, i) => (i === this.sorted ? head.setAttribute("aria-sort", "ascending") : head.removeAttribute("aria-sort")));
+    if (selected !== null && !shown.some((c) => c.id === selected))
+      shown.push(...sorted.filter((c) => c.id === selected));
+    this.heads.forEach((head, i) =>
+      i === this.sorted ? head.setAttribute("aria-sort", "ascending") : head.removeAttribute("aria-sort"),
+    );
     this.element.classList.toggle("compact", cards.length > MOST_AT_EASE);
     this.search.hidden = cards.length < WORTH_SEARCHING;
     this.more.hidden = sorted.length <= shown.length;
     this.more.textContent = `show all ${whole(sorted.length)} runs`;
-    keepingFocus(this.body, () => fill(this.body, shown.map((card) => this.row(card))));
+    keepingFocus(this.body, () =>
+      fill(
+        this.body,
+        shown.map((card) => this.row(card)),
+      ),
+    );
   }
 
   row(card) {
@@ -66,13 +111,22 @@ export class RunsTable {
     const at = this.compared.indexOf(card.id);
     const canCompare = this.cards.length > 1 && !card.problem && !card.pending;
     const box = h("input", {
-      type: "checkbox", checked: at >= 0, "data-focus": `compare ${card.id}`, "aria-label": `compare ${card.name}`,
+      type: "checkbox",
+      checked: at >= 0,
+      "data-focus": `compare ${card.id}`,
+      "aria-label": `compare ${card.name}`,
       onchange: (event) => this.oncompare(card.id, event.target.checked),
     });
     const swatch = h("span", { class: "swatch", style: at >= 0 ? `background:${runLine(at).color}` : null });
     const name = h(
       "button",
-      { type: "button", class: "run-name", "data-focus": `run ${card.id}`, "aria-current": isSelected ? "true" : null, onclick: () => this.onselect(card.id) },
+      {
+        type: "button",
+        class: "run-name",
+        "data-focus": `run ${card.id}`,
+        "aria-current": isSelected ? "true" : null,
+        onclick: () => this.onselect(card.id),
+      },
       card.name,
     );
     const above = card.id === "." ? "" : card.id.slice(0, Math.max(0, card.id.lastIndexOf("/") + 1));
@@ -83,7 +137,13 @@ export class RunsTable {
       { class: isSelected ? "selected" : null },
       h("td", { class: "swatch-cell" }, canCompare ? h("label", {}, box, swatch) : null),
       h("th", { scope: "row" }, name, " ", liveBadge(card), path),
-      h("td", { class: "verdict-cell" }, verdictBadge(card), " ", h("small", { class: "clamped", title: words }, words)),
+      h(
+        "td",
+        { class: "verdict-cell" },
+        verdictBadge(card),
+        " ",
+        h("small", { class: "clamped", title: words }, words),
+      ),
       COLUMNS.slice(2).map((column) => h("td", {}, card.problem || card.pending ? DASH : column.show(card))),
     );
   }
@@ -106,7 +166,9 @@ export class RunsTable {
 
 /** The order in which the table stands at first: the worst run first. */
 export function worstFirst(cards) {
-  return [...cards].sort((a, b) => COLUMNS[1].of(a) - COLUMNS[1].of(b) || compare(COLUMNS[6].of(a), COLUMNS[6].of(b)) || compare(a.id, b.id));
+  return [...cards].sort(
+    (a, b) => COLUMNS[1].of(a) - COLUMNS[1].of(b) || compare(COLUMNS[6].of(a), COLUMNS[6].of(b)) || compare(a.id, b.id),
+  );
 }
 
 function compare(a, b) {
@@ -116,17 +178,24 @@ function compare(a, b) {
 }
 
 function loss(card) {
-  if (card.broken_loss !== null) return [number(card.final_loss), h("small", { class: "bad" }, `not finite at step ${whole(card.broken_loss)}`)];
+  if (card.broken_loss !== null)
+    return [number(card.final_loss), h("small", { class: "bad" }, `not finite at step ${whole(card.broken_loss)}`)];
   return number(card.final_loss);
 }
 
 function extreme(found, words) {
   if (!found) return DASH;
   const where = place(shorten(found.layer, 22), found.head, found.call);
-  return [words(found.value), h("small", { title: place(found.layer, found.head, found.call) }, `${where}, step ${whole(found.step)}`)];
+  return [
+    words(found.value),
+    h("small", { title: place(found.layer, found.head, found.call) }, `${where}, step ${whole(found.step)}`),
+  ];
 }
 
 function alerts(card) {
   const some = alertCounts(card);
-  return [some, some === "none" ? null : h("small", {}, card.open_alerts ? `${whole(card.open_alerts)} open` : "all closed")];
+  return [
+    some,
+    some === "none" ? null : h("small", {}, card.open_alerts ? `${whole(card.open_alerts)} open` : "all closed"),
+  ];
 }

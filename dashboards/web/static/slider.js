@@ -12,11 +12,28 @@ export class Slider {
     this.onmove = onmove;
     this.positions = [];
     this.timer = 0;
-    this.input = h("input", { type: "range", min: "0", max: "0", step: "1", "aria-label": "training step", oninput: () => this.moved() });
+    this.input = h("input", {
+      type: "range",
+      min: "0",
+      max: "0",
+      step: "1",
+      "aria-label": "training step",
+      oninput: () => this.moved(),
+    });
     this.ticks = h("div", { class: "ticks", "aria-hidden": "true" });
     this.words = h("output", { class: "step-words" });
-    this.button = h("button", { type: "button", class: "play", onclick: () => (this.timer ? this.stop() : this.play()) });
-    this.element = h("div", { class: "slider" }, this.button, h("div", { class: "track" }, this.ticks, this.input), this.words);
+    this.button = h("button", {
+      type: "button",
+      class: "play",
+      onclick: () => (this.timer ? this.stop() : this.play()),
+    });
+    this.element = h(
+      "div",
+      { class: "slider" },
+      this.button,
+      h("div", { class: "track" }, this.ticks, this.input),
+      this.words,
+    );
     this.stop();
   }
 
@@ -27,12 +44,26 @@ export class Slider {
     this.input.disabled = positions.length < 2;
     this.button.disabled = positions.length < 2;
     const end = position + 1 < positions.length ? positions[position + 1] - 1 : lastStep;
-    const words = end > positions[position] && positions.length >= 400 ? `${whole(positions[position])} – ${whole(end)}` : whole(positions[position]);
+    const words =
+      end > positions[position] && positions.length >= 400
+        ? `${whole(positions[position])} – ${whole(end)}`
+        : whole(positions[position]);
     const isNewest = position === positions.length - 1;
     this.words.textContent = `step ${words}${isNewest ? " (newest)" : ""}`;
     this.input.setAttribute("aria-valuetext", this.words.textContent);
     const most = Math.max(1, positions.length - 1);
-    if (this.ticked !== alerts) fill(this.ticks, alerts.slice(0, MOST_TICKS).reverse().map((alert) => h("i", { style: `left:${(100 * positionOf(positions, alert.opened)) / most}%;background:var(--mark-${SEVERITIES.includes(alert.severity) ? alert.severity : "info"})` })));
+    if (this.ticked !== alerts)
+      fill(
+        this.ticks,
+        alerts
+          .slice(0, MOST_TICKS)
+          .reverse()
+          .map((alert) =>
+            h("i", {
+              style: `left:${(100 * positionOf(positions, alert.opened)) / most}%;background:var(--mark-${SEVERITIES.includes(alert.severity) ? alert.severity : "info"})`,
+            }),
+          ),
+      );
     this.ticked = alerts;
   }
 

@@ -15,6 +15,7 @@ export async function render() {
   document.body.append(root);
   mount(root, new HttpSource(beside("../api/")), {
     plotly: () => loaded("script", { src: beside("plotly.js") }),
-    emptyWords: "TensorBoard's `--logdir` must hold run directories: those in which `run.json` lies, one above the folder of events.",
+    emptyWords:
+      "TensorBoard's `--logdir` must hold run directories: those in which `run.json` lies, one above the folder of events.",
   });
 }

@@ -3,7 +3,18 @@
 // Okabe and Ito's palette without its yellow and black, which colour-blind readers can tell apart; lighter on black.
 const LINES = ["blue", "orange", "green", "pink", "sky", "gold"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
-const VIRIDIS = ["#440154", "#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+const VIRIDIS = [
+  "#440154",
+  "#482878",
+  "#3e4a89",
+  "#31688e",
+  "#26828e",
+  "#1f9e89",
+  "#35b779",
+  "#6ece58",
+  "#b5de2b",
+  "#fde725",
+];
 const KEY = "entropy-monitor-theme";
 const CHOICES = ["auto", "light", "dark"];
 

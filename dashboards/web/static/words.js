@@ -49,7 +49,7 @@ export function count(many, what) {
 /** Ascending whole numbers as ranges: 0–3, 7. */
 export function ranges(numbers) {
   const parts = [];
-  for (let i = 0; i < numbers.length; ) {
+  for (let i = 0; i < numbers.length;) {
     let end = i;
     while (end + 1 < numbers.length && numbers[end + 1] === numbers[end] + 1) end++;
     if (end - i > 1) parts.push(`${numbers[i]}–${numbers[end]}`);
@@ -75,7 +75,9 @@ export function shortNames(names, most) {
   let [front, back] = [0, 0];
   while (front < shortest && shared(front)) front++;
   while (back < shortest - front && shared(-1 - back)) back++;
-  return parts.map((own) => shorten(`${front ? "…" : ""}${own.slice(front, own.length - back).join(".")}${back ? "…" : ""}`, most));
+  return parts.map((own) =>
+    shorten(`${front ? "…" : ""}${own.slice(front, own.length - back).join(".")}${back ? "…" : ""}`, most),
+  );
 }
 
 /** Text that plotly, which reads some HTML in its texts, draws as it is. */
