@@ -16,7 +16,7 @@ from PIL import Image
 from entropy_monitor.dashboards.web.server import serve
 
 WIDTH, HEIGHT = 1280, 1430
-COLOURS = 255
+COLOURS = 256
 
 
 def photograph(address: str, out: Path, browser: str, height: int) -> None:
@@ -27,7 +27,7 @@ def photograph(address: str, out: Path, browser: str, height: int) -> None:
         options += ["--virtual-time-budget=12000", f"--window-size={WIDTH},{height}", f"--screenshot={shot}"]
         subprocess.run([browser, *options, address], check=True, capture_output=True, timeout=120)
         with Image.open(shot) as picture:
-            picture.convert("RGB").quantize(COLOURS).save(out, optimize=True)
+            picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(out, optimize=True)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from entropy_monitor.records import HEADS, LAYERS, LEVELLED, LEVELS, SCALARS, TA
 from entropy_monitor.trackers.aggregates import HEAD_METRICS, LAYER_METRICS
 from entropy_monitor.trackers.layer_choice import MAX_LAYERS
 from tests.docs.alerts import shown
-from tests.docs.pages import ALL, DOCS, ROOT, name_of, tables, words
+from tests.docs.pages import ALL, DOCS, ROOT, links, name_of, tables, words
 
 METRICS, ALERTS, TRACKERS = DOCS / "metrics.md", DOCS / "alerts.md", DOCS / "how-to" / "trackers.md"
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(em.Thresholds)}
@@ -85,6 +85,15 @@ def test_every_extra_is_described() -> None:
     config = ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     assert described == set(config["options.extras_require"]) - {"docs", "test", "lint", "dev"}
+
+
+# Notebooks and examples
+
+
+def test_every_notebook_and_example_is_linked() -> None:
+    linked = {(page.parent / target.partition("#")[0]).resolve() for page in ALL for _, target in links(page)}
+    there = {*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "examples").glob("*.py")}
+    assert there - linked == set()
 
 
 # Alerts
