@@ -22,6 +22,9 @@ from entropy_monitor.options import check_attention, check_wrapper
 from entropy_monitor.run_info import versions
 from entropy_monitor.undisturbed import unchanged
 
+STAGES = ("building the model", "a run", "the same again", "a run that is watched")
+"""What `examine` does, in this order."""
+
 _LIBRARIES = ("transformers", "accelerate", "lightning", "peft", "flash_attn", "xformers", "timm")
 _EXPECTED = (
     "it must return (model, inputs): a torch.nn.Module, and a tuple of positional or a dict of keyword "
@@ -88,7 +91,9 @@ class Diagnosis:
         yield ", ".join(f"{name} {number}" for name, number in self.versions.items())
 
 
-def examine(target: str, *, train: bool = False) -> Diagnosis:
+def examine(
+    target: str, *, train: bool = False, on_stage: Callable[[str], object] | None = None
+) -> Diagnosis:
     """Run a model with and without being watched, and say what was found.
 
     Args:
@@ -96,6 +101,7 @@ def examine(target: str, *, train: bool = False) -> Diagnosis:
             be imported from.
         train: run in train mode, with a backward pass; otherwise in the mode that the model is in, without
             gradients.
+        on_stage: told which of `STAGES` begins.
 
     Returns:
         What was found.
@@ -104,6 +110,13 @@ def examine(target: str, *, train: bool = False) -> Diagnosis:
         ConfigurationError: the target cannot be used, or its forward raised.
         AttentionNotFoundError: the model has no attention that could be seen.
     """
+    building, once, again, watching = STAGES
+
+    def begin(stage: str) -> None:
+        if on_stage is not None:
+            on_stage(stage)
+
+    begin(building)
     model, args, kwargs = _build(target)
     check_wrapper(model)
     check_values(model, args, kwargs)
@@ -117,7 +130,11 @@ def examine(target: str, *, train: bool = False) -> Diagnosis:
         model.train()
     if _is_lazy(model):
         run()  # makes its parameters, which draws random numbers
-    first, second = run(), run()
+    begin(once)
+    first = run()
+    begin(again)
+    second = run()
+    begin(watching)
     with capture(model) as seen:
         watched = run()
     repeatable = _difference(first, second) == 0

@@ -67,7 +67,17 @@ MONITOR = {
     "coverage",
     "undisturbed",
 }
-FORBIDDEN_TO_MONITOR = {"dashboards", "figures", "run", "cli", "demo", "doctor", "callbacks", "remedies"}
+FORBIDDEN_TO_MONITOR = {
+    "dashboards",
+    "figures",
+    "run",
+    "cli",
+    "commands",
+    "demo",
+    "doctor",
+    "callbacks",
+    "remedies",
+}
 
 
 def room_of(path: Path) -> str:

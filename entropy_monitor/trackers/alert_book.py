@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from entropy_monitor.errors import RunDirectoryError
 from entropy_monitor.records import Alert, AlertEvent, RunInfo, severity_rank
-from entropy_monitor.store import read_run
+from entropy_monitor.store import FollowedRun
 
 
 class AlertBook:
@@ -48,6 +48,6 @@ def earlier_events(info: RunInfo) -> list[AlertEvent]:
     if info.session == 0 or info.run_dir is None:
         return []
     try:
-        return list(read_run(info.run_dir).alerts)
+        return list(FollowedRun(info.run_dir).events)
     except (RunDirectoryError, OSError):
         return []
