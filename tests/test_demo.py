@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from entropy_monitor import load_run
+from entropy_monitor.demo import Recipe, demo_run
 from entropy_monitor.demo.digits import load_digits
 from entropy_monitor.demo.show import _fresh
 from entropy_monitor.demo.training import RECIPES, train
+from entropy_monitor.errors import ConfigurationError
 from tests.conftest import DEMO_STEPS, Demo
 
 pytestmark = pytest.mark.xdist_group("demo")
@@ -109,3 +111,21 @@ def test_digits_are_cut_into_patches() -> None:
             patch = image[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten()
             ours = digits.train_x[5, 4 * row + column].double()
             torch.testing.assert_close(ours, patch, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_for_notebooks_is_trained_once(tmp_path: Path) -> None:
+    recipe = Recipe("tiny", "for a test", 1e-3, 0)
+    small = {"depth": 1, "batch_size": 8}
+    first = demo_run(recipe, tmp_path, steps=3, **small)
+    assert first.path == tmp_path / "tiny"
+    assert list(first.loss.index) == [0, 1, 2]
+    assert first.layer_names == ["blocks.0.attn"]
+    assert demo_run(recipe, tmp_path, steps=2, **small).path == first.path
+    longer = demo_run(recipe, tmp_path, steps=4, **small)
+    assert longer.path == tmp_path / "tiny-2"
+    assert list(first.refresh().loss.index) == [0, 1, 2]  # the shorter one is left as it was
+    assert demo_run(recipe, tmp_path, steps=4, **small).path == longer.path
+    (tmp_path / "other").mkdir()  # no run: left alone, and not an error
+    assert demo_run(Recipe("other", "", 1e-3, 0), tmp_path, steps=1, **small).path == tmp_path / "other-2"
+    with pytest.raises(ConfigurationError, match="recipe is 'fast'; there are 'sound', 'too-fast', 'cured'"):
+        demo_run("fast", tmp_path)

@@ -23,7 +23,7 @@ def demo_run(
     """Open the run of a recipe below a folder, or train it there first.
 
     A run counts as there if its directory has the recipe's name and it has reached `steps`; one that is
-    shorter is left alone and a numbered one is made beside it. What else it was trained with is not looked at.
+    shorter is left alone and a numbered one is made beside it. What else it was trained with is not checked.
 
     Args:
         recipe: one of `RECIPES` by its name, or any other.
