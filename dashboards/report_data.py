@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from entropy_monitor.dashboards.packing import Quantised
-from entropy_monitor.dashboards.run_view import RunView
+from entropy_monitor.dashboards.run_view import OF_LAYER, RunView
 from entropy_monitor.dashboards.shown_columns import HEAD_COLUMNS, LAYER_COLUMNS
 from entropy_monitor.records import ABOVE_FLOOR, SHARE
 
@@ -40,17 +40,19 @@ def _detail(view: RunView, main_only: bool) -> dict[str, Any]:
     overview["columns"] = [c for c in overview["columns"] if not main_only or c["name"] in _MAIN]
     of_heads = [column["name"] for column in overview["columns"]]
     of_layers = [column["name"] for column in overview["layer_columns"]]
-    of_layers_alone = [name for name in of_layers if name not in of_heads]
     return {
         "overview": overview,
         "summary": view.summary_curves(),
         "scalars": {name: view.scalar(name) for name in overview["scalars"][:_MOST_SCALARS]},
         "maps": {a["key"]: view.attention_map(a["key"]) for a in overview["alerts"] if a["has_map"]},
         "heads": {name: _narrow(name, view.matrix(name)) for name in of_heads},
-        "layers": {name: _narrow(name, view.matrix(name, of_layers=True)) for name in of_layers},
+        "layers": {
+            name: _narrow(name, view.matrix(name, of_layers=True))
+            for name in (shown.removeprefix(OF_LAYER) for shown in of_layers)
+        },
         "chosen": {
             name: dict(zip(("layers", "remark"), view.default_layers(name), strict=True))
-            for name in (*of_heads, *of_layers_alone)
+            for name in (*of_heads, *of_layers)
         },
     }
 

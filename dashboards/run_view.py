@@ -32,6 +32,9 @@ _MOST_BROKEN = 100
 _LOOK_BACK = 64
 """Measured steps over which a figure that is not read in all of them is carried on."""
 
+OF_LAYER = "layer."
+"""Stands before the name of a layer's column where heads have one of the same name."""
+
 _HEAD = {column.name: column for column in HEAD_COLUMNS}
 _LAYER = {column.name: column for column in LAYER_COLUMNS}
 _ALWAYS_READ = {column.name for column in HEADS.columns if not column.nullable} | {SHARE}
@@ -130,7 +133,7 @@ class RunView:
             },
             "positions": heads.steps[self._positions()].astype(np.float64),
             "columns": [asdict(c) for c in HEAD_COLUMNS if c.name in of_heads],
-            "layer_columns": [asdict(c) for c in LAYER_COLUMNS if c.name in of_layers],
+            "layer_columns": [_of_layer(c) for c in LAYER_COLUMNS if c.name in of_layers],
             "scalars": list(self._run.scalars),
             "alerts": [row.to_dict() for row in alert_rows(self.alerts, places, ranks)],
             "advice": [asdict(piece) for piece in advice([(self.name, self.alerts)])],
@@ -143,18 +146,19 @@ class RunView:
         """A column over steps, a curve for each layer: mean over its heads, in a band from lowest to highest.
 
         Args:
-            column: of the heads or, if it is not one of theirs, of the layers.
+            column: of the heads, or of the layers (with `layer.` before it, which it needs where heads have
+                one of the same name).
             layers: places in the list of layers; None: at most eight, evenly spaced, and the worst.
             points: most points of a curve.
 
         Raises:
             ConfigurationError: there is no such column or layer.
         """
-        cubes, _ = self._cubes_of(column)
+        cubes, shown = self._cubes_of(column)
         wanted, remark = self.default_layers(column) if layers is None else (self._checked(layers), "")
         return {
             "column": column,
-            "layers": self._bands(cubes, column, wanted, points),
+            "layers": self._bands(cubes, shown.name, wanted, points),
             "maximum": self._bands(cubes, "max_entropy", wanted, points) if column == "entropy" else [],
             "remark": remark,
         }
@@ -281,6 +285,8 @@ class RunView:
         for i, place in enumerate(cubes.places):
             of_layer[place.layer].append(i)
         means = [_reduced(_row_mean(_part(mean, own)), starts, "mean") for own in of_layer.values()]
+        if of_layers:  # in the order of the run's layers, which may have rows of heads alone
+            low, high = (_spread(values, list(of_layer.values())) for values in (low, high))
         is_exact = len(starts) == len(cubes.steps) and not cubes.in_blocks
         return {
             "steps": cubes.steps[starts].astype(np.float64),
@@ -334,8 +340,8 @@ class RunView:
     def _cubes_of(self, column: str) -> tuple[Cubes, ShownColumn]:
         if column in _HEAD:
             return self._run.heads, _HEAD[column]
-        if column in _LAYER:
-            return self._run.layers, _LAYER[column]
+        if column.removeprefix(OF_LAYER) in _LAYER:
+            return self._run.layers, _LAYER[column.removeprefix(OF_LAYER)]
         raise ConfigurationError(
             f"column is {column!r}; a curve can be drawn of {listed([*_HEAD, *_LAYER], 30)}"
         )
@@ -375,6 +381,21 @@ class RunView:
         values = np.where(waited_for.any(axis=1), np.float32(np.nan), _largest(cube))
         steps, heights = min_max(heads.steps, values, values, points)
         return {"steps": steps, "values": heights}
+
+
+def _spread(values: Floats, places: Sequence[Sequence[int]]) -> Floats:
+    """A column for each of `places`, which name one each or none; NaN for those."""
+    spread = np.full((len(values), len(places)), np.nan, np.float32)
+    for to, own in enumerate(places):
+        if own:
+            spread[:, to] = values[:, own[0]]
+    return spread
+
+
+def _of_layer(column: ShownColumn) -> Answer:
+    """A layer's column for the menu of curves, told apart from that of heads."""
+    shown = asdict(column)
+    return {**shown, "name": OF_LAYER + column.name} if column.name in _HEAD else shown
 
 
 def _series(cubes: Cubes, columns: Sequence[str], place: int, points: int) -> Answer:

@@ -113,10 +113,10 @@ HEAD_COLUMNS: tuple[ShownColumn, ...] = (
 """In the order of the menu; every figure of `records.HEADS` and two derived from them."""
 
 LAYER_COLUMNS: tuple[ShownColumn, ...] = (
-    ShownColumn("sigma_q", "σ(W_Q)", "", "log", "high", "Spectral norm of the whole W_Q."),
-    ShownColumn("sigma_k", "σ(W_K)", "", "log", "high", "Spectral norm of the whole W_K."),
-    ShownColumn("sigma_v", "σ(W_V)", "", "log", "high", "Spectral norm of the whole W_V."),
-    ShownColumn("sigma_o", "σ(W_O)", "", "log", "high", "Spectral norm of the whole W_O."),
+    ShownColumn("sigma_q", "σ(W_Q) of the layer", "", "log", "high", "Spectral norm of the whole W_Q."),
+    ShownColumn("sigma_k", "σ(W_K) of the layer", "", "log", "high", "Spectral norm of the whole W_K."),
+    ShownColumn("sigma_v", "σ(W_V) of the layer", "", "log", "high", "Spectral norm of the whole W_V."),
+    ShownColumn("sigma_o", "σ(W_O) of the layer", "", "log", "high", "Spectral norm of the whole W_O."),
     ShownColumn(
         "grad_linf",
         "largest attention gradient",

@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,16 @@ logger = logging.getLogger("entropy_monitor")
 
 _WORTH_COMPRESSING = 8192  # bytes
 _LONGEST_QUERY = 8192
+_READ_AHEAD = 60.0  # seconds that are spent on runs nobody asked for yet
 
 
 def create_app(
-    root: str | os.PathLike[str], *, refresh: float = 2.0, loopback_only: bool = False, framed: bool = False
+    root: str | os.PathLike[str],
+    *,
+    refresh: float = 2.0,
+    loopback_only: bool = False,
+    framed: bool = False,
+    read_ahead: bool = False,
 ) -> WSGIApplication:
     """The page about the runs at and below a folder, as a WSGI app.
 
@@ -41,11 +48,16 @@ def create_app(
         refresh: seconds for which what was read counts as fresh.
         loopback_only: answer only requests that name this machine in their `Host` header.
         framed: whether pages of the same server may show it in a frame.
+        read_ahead: whether to begin reading the runs at once, before anybody asks.
 
     Raises:
         MissingExtraError: plotly is not installed.
     """
-    return _App(Library(root, refresh=refresh), loopback_only=loopback_only, framed=framed)
+    library = Library(root, refresh=refresh)
+    app = _App(library, loopback_only=loopback_only, framed=framed)
+    if read_ahead:
+        threading.Thread(target=library.cards, args=(_READ_AHEAD,), daemon=True).start()
+    return app
 
 
 class _App:

@@ -51,7 +51,7 @@ def serve(
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ConfigurationError(f"{folder} {what}; give a run directory, or a folder of them")
-    app = create_app(folder, loopback_only=is_loopback(host))
+    app = create_app(folder, loopback_only=is_loopback(host), read_ahead=True)
     with _listening(host, port) as listener:
         server = _Server(host, port, app, _Handler, fd=listener.fileno())
     address = _address(host, server.port)

@@ -21,6 +21,8 @@ export class HeadsPart {
       failed,
     );
     this.readGrid = debounced(() => this.wantGrid(), 15);
+    // The map first: a head's figures are many, and a run answers one question at a time.
+    this.readHead = debounced(() => this.askHead({ id: this.run.id, row: this.row }), 60);
     this.build();
   }
 
@@ -61,7 +63,7 @@ export class HeadsPart {
     this.slider.show(positions, this.position, alerts, overview.last_step);
     this.panel.choose(rows, this.row);
     this.once("grid", [id, version, this.column.name, this.position, this.row], () => this.readGrid());
-    this.once("head", [id, version, this.row], () => this.askHead({ id, row: this.row }));
+    this.once("head", [id, version, this.row], () => this.readHead());
     this.once("step", [id, this.step], () => this.panel.move(this.step));
   }
 

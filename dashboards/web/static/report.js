@@ -10,7 +10,7 @@ async function inflated(id) {
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")));
 }
 
-async function start(root) {
+async function plotly() {
   const script = await (await inflated("plotly")).blob();
   const url = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
   await new Promise((done, failed) => {
@@ -18,9 +18,12 @@ async function start(root) {
     document.head.append(element);
   });
   URL.revokeObjectURL(url);
+}
+
+async function start(root) {
   const data = unpack(await (await inflated("data")).arrayBuffer());
   root.replaceChildren();
-  mount(root, new EmbeddedSource(data));
+  mount(root, new EmbeddedSource(data), { plotly });
 }
 
 const root = document.getElementById("page");

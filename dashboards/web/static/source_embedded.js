@@ -1,6 +1,7 @@
 // A source whose data lie in the page itself: the same answers as the server's, made from whole columns.
 
 const LOOK_BACK = 64; // positions over which a figure that is not read in all of them is carried on
+const OF_LAYER = "layer."; // before the name of a layer's column where heads have one of the same name
 const ALWAYS_READ = new Set(["entropy", "max_entropy", "entropy_share"]);
 
 export class EmbeddedSource {
@@ -77,7 +78,7 @@ export class EmbeddedSource {
   /** One layer over steps: the mean of its heads between the lowest and the highest. */
   band(run, column, layer) {
     const { overview, heads, layers } = this.detail(run);
-    const table = heads[column] || layers[column];
+    const table = heads[column] || layers[column.replace(OF_LAYER, "")];
     const own = heads[column] ? [...overview.rows.layer.keys()].filter((row) => overview.rows.layer[row] === layer) : [layer];
     const { steps, low, mean } = table;
     const high = table.high || low;
