@@ -174,7 +174,8 @@ class ColumnFile:
         for portion in self.batches.portions(np.array(batches, dtype=np.int64)):
             found = self.batches.decode(("step", *names), portion.tolist())
             sizes = np.array(found.sizes, dtype=np.int64)
-            steps, of = found.rows["step"].to_numpy(), np.repeat(found.batches, sizes)
+            steps = found.rows["step"].to_numpy()
+            of = np.repeat(np.array(found.batches, dtype=np.int64), sizes)
             begins = np.repeat(np.cumsum(sizes) - sizes, sizes)
             changes = (np.diff(steps) != 0) | (np.diff(of) != 0)
             firsts = np.flatnonzero(np.append(len(steps) > 0, changes))

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from entropy_monitor.records import Table
@@ -62,15 +63,24 @@ def read_note(metadata: bytes) -> Contents | None:
     match = _NOTE.search(metadata)
     if match is None:
         return None
-    return Contents(int(match[1]), int(match[2], 16), tuple(int(step) for step in match[3].split(b",")))
+    try:
+        rows, steps = int(match[1]), tuple(map(int, match[3].split(b",")))
+    except ValueError:  # too many digits
+        return None
+    if max(rows, *map(abs, steps)) >= 1 << 63:
+        return None
+    return Contents(rows, int(match[2], 16), steps)
 
 
 def fingerprint_of(columns: Sequence[pa.Array]) -> int:
-    """A CRC-32 of columns without nulls."""
+    """A CRC-32 of columns of texts and whole numbers, without nulls."""
     crc = 0
     for column in columns:
         if pa.types.is_string(column.type):
-            column = pa.concat_arrays([column]) if column.offset else column  # offsets from 0
-        for buffer in column.buffers()[1:]:
-            crc = zlib.crc32(buffer, crc)
+            _, offsets, text = column.buffers()
+            ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+            crc = zlib.crc32(ends - ends[0], crc)
+            crc = zlib.crc32(memoryview(text or b"")[ends[0] : ends[-1]], crc)
+        else:
+            crc = zlib.crc32(column.to_numpy(), crc)
     return crc

@@ -120,10 +120,7 @@ class FollowedRun:
         ]
         stride = max(self.heads.stride, self.layers.stride)
         if stride > 1:
-            problems.append(
-                f"this run is long and was kept without blocks to look at: one of {stride} measured steps "
-                "is shown"
-            )
+            problems.append(f"this run is longer than can be shown: one of {stride} of its steps is")
         self.problems = problems
         last = max((file.session for file in files), default=0)
         readers = [

@@ -1,8 +1,8 @@
 """Blocks of measured steps summed up while a run is written: what makes long runs quick to look at.
 
 A run of a million measured steps has gigabytes of head rows; who looks at it sees a thousand points. Of every
-`BLOCK` records of the same heads, each head's figures are kept once more as mean, least and largest value.
-That adds about 9 % to the run directory. The records themselves stay.
+`BLOCK` records of the same heads, each head's figures are kept once more as mean, least and largest value,
+leaving out what is not known or not finite. That takes 4 to 9 % of what the records take, which stay.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Levels:
         np.fmin(sums["low"], figures, out=sums["low"])
         np.fmax(sums["high"], figures, out=sums["high"])
         sums["broken"] += ~np.isfinite(np.asarray(heads["entropy"]))
-        sums["rows_read"] += np.asarray(heads["rows_read"])
+        sums["rows_read"] += np.asarray(heads["rows_read"]).astype(np.int64)
         self._steps.append(int(heads["step"][0]))
         return self._end() if len(self._steps) == BLOCK else None
 

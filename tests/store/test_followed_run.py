@@ -8,7 +8,7 @@ import pytest
 
 from entropy_monitor.errors import RunDirectoryError
 from entropy_monitor.records import HEADS, SCALARS, Record
-from entropy_monitor.store import FollowedRun, RunWriter, documents
+from entropy_monitor.store import FollowedRun, RunWriter, documents, read_run
 from entropy_monitor.store.layout import RunFile, file_path, run_files
 from tests.store.naive_cubes import assert_followed, follow
 from tests.store.random_runs import Shape, record, session, write
@@ -211,3 +211,27 @@ def test_a_file_that_goes_between_two_looks_at_the_folder(tmp_path, g, monkeypat
     monkeypatch.setattr("entropy_monitor.store.followed_run.run_files_of", lambda _: files)
     with pytest.raises(RunDirectoryError, match="cannot be read"):
         run.refresh()
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["noted", "older"])
+def test_damage_anywhere_costs_what_it_costs_read_run(tmp_path, monkeypatch, older):
+    if older:
+        monkeypatch.setattr("entropy_monitor.store.appending.note_of", lambda *_: "")
+    g = np.random.default_rng(int(older))
+    write(tmp_path, g, range(0, 60, 10), flush_every=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        write(tmp_path, g, range(40, 90, 10), rank=rank, flush_every=2, plan={"a": {"source": "sdpa"}})
+    for path in [path for path in sorted(tmp_path.iterdir()) if not path.name.startswith("session")]:
+        original = path.read_bytes()
+        for _ in range(2 if len(original) > 8 else 0):
+            changed = bytearray(original)
+            changed[g.integers(len(changed))] ^= 1 << g.integers(8)
+            path.write_bytes(changed)
+            run = follow(tmp_path)
+            assert_followed(run, damaged=True)
+            # Batches that a later session overtook are not read, and blocks of a short run neither.
+            if path.name in " ".join(read_run(tmp_path).problems) and "-000-" not in path.name:
+                assert path.name in " ".join(run.problems)
+        path.write_bytes(original)
+    assert_followed(FollowedRun(tmp_path))
