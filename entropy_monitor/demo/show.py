@@ -103,7 +103,7 @@ class _Show:
 
     def run(self, recipe: Recipe, digits: Digits, folder: Path, steps: int, seed: int) -> Outcome:
         """Train one recipe, with progress and alerts as they open."""
-        self.say(f"\n{recipe.name}: {recipe.words}, {steps} steps", flush=True)
+        self.say("\n" + _filled(f"{recipe.name}: {recipe.words}, {steps} steps", "", 2), flush=True)
         run_dir = folder / recipe.name
         advised: set[str] = set()
         with _progress(steps, shown=self.interactive) as bar:
