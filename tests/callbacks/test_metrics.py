@@ -18,9 +18,10 @@ from entropy_monitor.callbacks.metrics import LAYER_METRICS, MetricFeed, MetricS
 from entropy_monitor.callbacks.settings import free_dir, fresh_dir, readable
 from entropy_monitor.step_report import StepReport
 from entropy_monitor.trackers.aggregates import aggregate_layers
+from entropy_monitor.trackers.layer_choice import MAX_LAYERS
 from entropy_monitor.trackers.named_metrics import NamedMetrics
 from entropy_monitor.trackers.whole_model import WholeModel
-from tests.dashboards.records_factory import info, record, seldom
+from tests.dashboards.records_factory import event, info, record, seldom
 from tests.training import record as empty_record
 from tests.training import tiny, train
 
@@ -48,6 +49,17 @@ def test_the_largest_norm_is_given_where_it_is_that_of_the_whole_model() -> None
             sink.log(one)
         found = {step: given.get("attention/all/sigma_qk_max") for step, given in sink.take()}
         assert found == {0: 9.0, 1: None, 2: None, 3: None, 4: 9.0, 5: None}
+
+
+def test_of_many_layers_not_all_are_given_but_those_with_an_alert() -> None:
+    sink = MetricSink()
+    sink.open(info())
+    sink.log(record(0, layers=200))
+    sink.alert(event(layer="blocks.77.attn"))
+    sink.log(record(10, layers=200))
+    layers = [{name.split("/")[1] for name in given if "/layer_" in name} for _, given in sink.take()]
+    assert len(layers[0]) == MAX_LAYERS
+    assert layers[1] - layers[0] == {"layer_77"}
 
 
 class Watched:
