@@ -22,16 +22,16 @@ def min_max(steps: npt.NDArray[np.int64], low: Floats, high: Floats, most: int) 
     Args:
         steps: `[n]`, ascending.
         low: `[n]`: the curve, or the least of what each point stands for; NaN is left out.
-        high: `[n]`: likewise the largest; may be the same array.
+        high: `[n]`: likewise the largest; equal to `low` where points stand for themselves.
         most: points, at least 2.
 
     Returns:
-        steps (float64) and values (float32). Each bucket gives its minimum and its maximum, in the
-        order in which they stand.
+        steps (float64) and values (float32): all points where these are no more than `most`, otherwise
+        each stretch's minimum and maximum, in the order in which they stand.
     """
     known = np.flatnonzero(~np.isnan(low) & ~np.isnan(high))
     steps, low, high = steps[known], low[known], high[known]
-    if len(steps) <= most and low is high:
+    if len(steps) <= most and np.array_equal(low, high):
         return steps.astype(np.float64), low.astype(np.float32)
     starts = bucket_starts(len(steps), max(1, most // 2))
     if not len(starts):

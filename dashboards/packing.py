@@ -44,7 +44,7 @@ def pack(value: Any) -> bytes:
 
     Raises:
         TypeError: something else is in it.
-        ValueError: a number outside of an array is not finite.
+        ValueError: a number outside of an array is not finite, or a key is `$array`.
     """
     blob = bytearray()
     header = json.dumps(_plain(value, blob), allow_nan=False, separators=(",", ":")).encode()
@@ -69,8 +69,12 @@ def _plain(value: Any, blob: bytearray) -> Any:
     if isinstance(value, Quantised):
         return _quantised(value, blob)
     if isinstance(value, np.ndarray):
+        if value.dtype == np.uint16:  # which stands for a quantised one
+            raise TypeError("an array of uint16 cannot be packed")
         return {"$array": _placed(value, blob)}
     if isinstance(value, dict):
+        if "$array" in value:
+            raise ValueError("the key $array stands for an array; nothing else can be called so")
         return {str(key): _plain(inner, blob) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner, blob) for inner in value]
@@ -84,9 +88,9 @@ def _plain(value: Any, blob: bytearray) -> Any:
 
 
 def _placed(values: Array, blob: bytearray) -> list[Any]:
-    kind = {"b": "u1", "i": "f8"}.get(values.dtype.kind, f"{values.dtype.kind}{values.dtype.itemsize}")
-    if values.dtype == np.int32:
-        kind = "i4"
+    kind = f"{values.dtype.kind}{values.dtype.itemsize}"
+    if kind not in ("i4", "u2"):
+        kind = {"b": "u1", "i": "f8"}.get(values.dtype.kind, kind)
     if kind not in _DTYPES:
         raise TypeError(f"an array of {values.dtype} cannot be packed")
     data = np.ascontiguousarray(values, dtype=_DTYPES[kind]).tobytes()
@@ -104,8 +108,8 @@ def _quantised(given: Quantised, blob: bytearray) -> dict[str, Any]:
     known = np.isfinite(values)
     low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0.0, 0.0)
     codes = np.full(values.shape, _STEPS + 1, dtype=np.uint16)
-    scale = _STEPS / (high - low) if high > low else 0.0
-    codes[known] = np.rint((values[known] - low) * scale).astype(np.uint16)
+    span = high - low if high > low else 1.0
+    codes[known] = np.rint((values[known] - low) / span * _STEPS).astype(np.uint16)
     return {"$array": _placed(codes, blob), "low": low, "high": high, "log": given.log}
 
 
