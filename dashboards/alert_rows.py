@@ -100,6 +100,6 @@ def _matrix(rows: Any) -> npt.NDArray[np.float32] | None:
         return None
     try:
         matrix = np.asarray([list(row) for row in rows], dtype=np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return matrix if matrix.ndim == 2 and matrix.size else None

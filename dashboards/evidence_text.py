@@ -51,6 +51,7 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key, value in evidence.items()
         if isinstance(value, (int, float, str))
         and not isinstance(value, bool)
+        and key != "map"
         and not (key == "call" and value == 0)
     ]
 
@@ -58,6 +59,8 @@ def evidence_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _text(key: str, value: float | str) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, int) and abs(value) >= 1 << 53:  # beyond what a float holds
+        return f"{value:,}"
     if key in _COUNTS:
         return f"{value:,.0f}"
     if "share" in key:

@@ -20,7 +20,8 @@ def _flat(value: Any) -> str:
     """Options, versions or a plan's entry on one line; parameter shapes, which are long, as their number."""
     if isinstance(value, Mapping):
         return ", ".join(
-            f"{key}: {len(inner) if key == 'parameters' else _flat(inner)}" for key, inner in value.items()
+            f"{key}: {len(inner) if key == 'parameters' and isinstance(inner, Mapping) else _flat(inner)}"
+            for key, inner in value.items()
         )
     if isinstance(value, (list, tuple)):
         return " ".join(_flat(inner) for inner in value)
