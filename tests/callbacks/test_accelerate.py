@@ -223,7 +223,7 @@ def test_a_tracker_that_raises_does_no_harm(tmp_path: Path) -> None:
 BAD: list[dict[str, Any]] = [
     {"every": 0},
     {"rows": 1.5},
-    {"loggers": [print]},
+    {"loggers": [3]},
     {"on_alert": 3},
     {"run_dir": 7},
     {"optimizer": "adam"},

@@ -432,7 +432,7 @@ BAD: list[dict[str, Any]] = [
     {"every": 0},
     {"rows": -1},
     {"loggers": "tensorboard"},
-    {"loggers": [print]},
+    {"loggers": [3]},
     {"on_alert": 3},
     {"thresholds": {}},
     {"owners": "attn"},

@@ -281,7 +281,7 @@ def test_it_is_a_callback_of_both() -> None:
 BAD: list[dict[str, Any]] = [
     {"every": 0},
     {"rows": 1.5},
-    {"loggers": [print]},
+    {"loggers": [3]},
     {"on_alert": 3},
     {"run_dir": 7},
 ]

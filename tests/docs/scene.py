@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -164,6 +165,8 @@ def names(scene: str, recorded: Path) -> Names:
     if scene == "recorded":
         shutil.rmtree("runs", ignore_errors=True)
         shutil.copytree(recorded, "runs")
+    if scene == "distributed":
+        as_launched()
     return {"em": em, "torch": torch, "np": np, **SCENES[scene]()}
 
 
@@ -181,23 +184,26 @@ def record_runs(folder: Path) -> None:
                 monitor.step(loss)
 
 
+def as_launched() -> None:
+    """What torchrun would tell the first process of one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK="0", WORLD_SIZE="1")
+
+
 @contextmanager
 def place(folder: Path) -> Iterator[None]:
-    """Work in a folder, as the first process of one; leave nothing open."""
+    """Work in a folder; leave nothing open, and the process as it was."""
     (folder / "my_package").mkdir()
     (folder / "my_package" / "my_module.py").write_text(
-        "from tests.docs.scene import Model, TOKENS, WIDTH\n"
-        "import torch\n\n\n"
+        "import torch\n\n"
+        "from tests.docs.scene import TOKENS, WIDTH, Model\n\n\n"
         "def build():\n"
         "    return Model(), torch.randn(4, TOKENS, WIDTH)\n",
         "utf-8",
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "1"}
     before, compile_ = dict(os.environ), torch.compile
-    os.environ.update(env)
     torch.compile = partial(compile_, backend="eager")  # type: ignore[assignment]  the default needs minutes
     try:
         yield
@@ -209,3 +215,8 @@ def place(folder: Path) -> Iterator[None]:
             monitor.close()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        if "accelerate" in sys.modules:
+            from accelerate.state import AcceleratorState, GradientState, PartialState
+
+            for state in (AcceleratorState, GradientState, PartialState):
+                state._reset_state()
