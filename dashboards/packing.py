@@ -40,11 +40,11 @@ def pack(value: Any) -> bytes:
     """Packs dicts, lists, texts, numbers, None, arrays and `Quantised` arrays.
 
     Arrays of float32, float64, int32, uint8 and bool keep their dtype; int64 becomes float64, exact
-    up to 2⁵³.
+    up to 2⁵³. Keys become texts; one that is `$array` becomes `$$array`.
 
     Raises:
         TypeError: something else is in it.
-        ValueError: a number outside of an array is not finite, or a key is `$array`.
+        ValueError: a number outside of an array is not finite.
     """
     blob = bytearray()
     header = json.dumps(_plain(value, blob), allow_nan=False, separators=(",", ":")).encode()
@@ -73,9 +73,7 @@ def _plain(value: Any, blob: bytearray) -> Any:
             raise TypeError("an array of uint16 cannot be packed")
         return {"$array": _placed(value, blob)}
     if isinstance(value, dict):
-        if "$array" in value:
-            raise ValueError("the key $array stands for an array; nothing else can be called so")
-        return {str(key): _plain(inner, blob) for key, inner in value.items()}
+        return {_key(key): _plain(inner, blob) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner, blob) for inner in value]
     if value is None or isinstance(value, (str, bool, int)):
@@ -85,6 +83,11 @@ def _plain(value: Any, blob: bytearray) -> Any:
             raise ValueError(f"{value} stands outside of an array; give None for what is not known")
         return value
     raise TypeError(f"{type(value).__name__} cannot be packed")
+
+
+def _key(key: Any) -> str:
+    text = str(key)
+    return "$$array" if text == "$array" else text
 
 
 def _placed(values: Array, blob: bytearray) -> list[Any]:

@@ -60,7 +60,8 @@ class Digest:
         broken_loss: first step whose loss was not finite.
         end_share: mean over heads of entropy / max_entropy at the last measured step.
         lowest_share: smallest entropy / max_entropy of the whole run.
-        sigma_growth: largest σ_QK of a head over that of its own first measurement.
+        sigma_growth: largest σ_QK of a head over that of its own first measurement; of a run in blocks,
+            over the mean of the first one.
         largest_logit: the largest logit.
         alerts: how many, by severity.
         open_alerts: how many were not closed at the end.
@@ -116,7 +117,8 @@ def digest(name: str, run: FollowedRun, alerts: Sequence[Alert]) -> Digest:
     loss_steps, losses = run.scalars.get("loss", (np.empty(0, np.int64), np.empty(0)))
     is_finite = np.isfinite(losses)
     settled, broken = losses[is_finite], loss_steps[~is_finite]
-    last = [int(steps[-1]) for steps in (heads.steps, *(s for s, _ in run.scalars.values())) if len(steps)]
+    last = [int(steps[-1]) for steps, _ in run.scalars.values()]
+    last += [cubes.last for cubes in (heads, run.layers) if cubes.last is not None]
     verdict: Verdict = "sound"
     if counts["severe"] or len(broken):
         verdict = "trouble"
@@ -200,8 +202,8 @@ def _sentences(summed: Digest, events: Sequence[Event]) -> list[str]:
     sentences = []
     if summed.verdict == "sound":
         sentences.append(f"Sound: no warning and no severe alert in {summed.measured} measured steps.")
-    elif events:
-        worst = next(s for s in reversed(SEVERITIES) if summed.alerts[s])
+    elif summed.alerts["severe"] or summed.alerts["warning"]:
+        worst = "severe" if summed.alerts["severe"] else "warning"
         first = next(event for event in events if event.severity == worst)
         start = "In trouble" if summed.verdict == "trouble" else "Worth a look"
         still = f"{summed.open_alerts} still open" if summed.open_alerts else "all closed since"
@@ -232,22 +234,27 @@ def _mean_at_end(heads: Cubes) -> float | None:
 
 def _growth(heads: Cubes) -> npt.NDArray[np.float32]:
     """`[steps, rows]`: σ_QK over that of the head's first measurement."""
-    sigma = heads.column("sigma_qk", "high")
-    sigma = np.where(sigma > 0, sigma, np.float32(np.nan))
+    sigma, start = heads.column("sigma_qk", "high"), heads.column("sigma_qk")
     if not len(sigma):
         return sigma
-    first = np.argmax(~np.isnan(sigma), axis=0)  # 0 where none is known, whose value is NaN
-    grown: npt.NDArray[np.float32] = sigma / sigma[first, np.arange(sigma.shape[1])]
+    usable = np.isfinite(start) & (start > 0)
+    first = np.argmax(usable, axis=0)
+    rows = np.arange(start.shape[1])
+    base = np.where(usable[first, rows], start[first, rows], np.float32(np.nan))
+    with np.errstate(invalid="ignore", over="ignore"):
+        grown: npt.NDArray[np.float32] = sigma / base
     return grown
 
 
 def _extreme(heads: Cubes, values: npt.NDArray[np.float32], *, largest: bool) -> Reading | None:
-    known = np.where(np.isfinite(values), values, -np.inf if largest else np.inf)
-    if not known.size:
+    """The largest or least finite value, the first one of equal ones."""
+    reduce = np.fmax.reduce if largest else np.fmin.reduce
+    best = reduce(values, axis=None, initial=np.nan)
+    if np.isinf(best):
+        values = np.where(np.isfinite(values), values, np.float32(np.nan))
+        best = reduce(values, axis=None, initial=np.nan)
+    if np.isnan(best):
         return None
-    place = int(known.argmax() if largest else known.argmin())
-    step, row = divmod(place, values.shape[1])
-    if not np.isfinite(known[step, row]):
-        return None
+    step, row = divmod(int((values == best).argmax()), values.shape[1])
     at = heads.places[row]
-    return Reading(float(values[step, row]), at.layer, at.head, at.call, int(heads.steps[step]), row)
+    return Reading(float(best), at.layer, at.head, at.call, int(heads.steps[step]), row)
