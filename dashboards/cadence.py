@@ -37,7 +37,3 @@ class Cadence:
             return False
         self._next = now + max(self._every, int(now * GROWTH))
         return True
-
-    def restart(self) -> None:
-        """Begins a new run: the next record is its first."""
-        self._seen = self._next = 0

@@ -59,14 +59,8 @@ class HeadPictures:
     """
 
     def __init__(self, heatmap_every: int, histogram_every: int) -> None:
-        self._every = heatmap_every, histogram_every
-        self.restart()
-
-    def restart(self) -> None:
-        """Begins a new run."""
-        heatmaps, histograms = self._every
-        self._heatmaps = {name: Cadence(heatmaps, "heatmap_every") for name in FIGURES}
-        self._histograms = {name: Cadence(histograms, "histogram_every") for name in FIGURES}
+        self._heatmaps = {name: Cadence(heatmap_every, "heatmap_every") for name in FIGURES}
+        self._histograms = {name: Cadence(histogram_every, "histogram_every") for name in FIGURES}
         self._scales = {"max_logit": Decades(1.0, 100.0), "sigma_qk": Decades()}
 
     def heatmaps(self, heads: Columns, in_full: bool) -> Iterator[tuple[str, Image]]:
