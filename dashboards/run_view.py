@@ -13,13 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from entropy_monitor.dashboards.alert_rows import alert_rows
+from entropy_monitor.dashboards.curves import (
+    chosen_layers,
+    largest_curve,
+    layer_bands,
+    series_of,
+    share_curve,
+)
 from entropy_monitor.dashboards.decimation import bucket_starts, min_max
 from entropy_monitor.dashboards.facts import fact_rows, plan_rows
+from entropy_monitor.dashboards.positions import at_all, finite_range, spread, worst_at
 from entropy_monitor.dashboards.shown_columns import HEAD_COLUMNS, LAYER_COLUMNS, ShownColumn
 from entropy_monitor.dashboards.verdict import Digest, advice, digest
 from entropy_monitor.errors import ConfigurationError
-from entropy_monitor.frames import MOST_LAYERS, listed
-from entropy_monitor.records import HEADS, SHARE, Alert
+from entropy_monitor.frames import listed
+from entropy_monitor.records import Alert
 from entropy_monitor.store import Cubes, FollowedRun, latest_alerts
 
 MOST_POSITIONS = 400
@@ -29,18 +37,14 @@ _LIVE_SECONDS = 300.0
 """A session that has not ended and wrote within this time is taken to be going on."""
 
 _MOST_BROKEN = 100
-_LOOK_BACK = 64
-"""Measured steps over which a figure that is not read in all of them is carried on."""
 
 OF_LAYER = "layer."
 """Stands before the name of a layer's column where heads have one of the same name."""
 
 _HEAD = {column.name: column for column in HEAD_COLUMNS}
 _LAYER = {column.name: column for column in LAYER_COLUMNS}
-_ALWAYS_READ = {column.name for column in HEADS.columns if not column.nullable} | {SHARE}
 
 Answer = dict[str, Any]
-Floats = npt.NDArray[np.float32]
 _T = TypeVar("_T")
 
 
@@ -110,7 +114,7 @@ class RunView:
         heads = self._run.heads
         return {
             **summed,
-            "model": str(self._run.info.get("model", {}).get("class", "")),
+            "model": self._model,
             "is_live": self._is_live(),
             "layers": len(self._layers),
             "heads": len(heads.places),
@@ -171,39 +175,16 @@ class RunView:
         Raises:
             ConfigurationError: there is no such column.
         """
-        cubes, shown = self._cubes_of(column)
-        names = self._layers
-        if len(names) <= MOST_LAYERS:
-            return list(range(len(names))), ""
-        places = np.linspace(0, len(names) - 1, MOST_LAYERS).round().astype(int).tolist()
-        remark = f"{MOST_LAYERS} of {len(names)} layers, evenly spaced"
-        name = SHARE if shown.name == "entropy" else shown.name  # layers differ in how many keys they see
-        values = cubes.column(name, shown.bad)
-        known = np.where(np.isfinite(values), values, np.inf if shown.bad == "low" else -np.inf)
-        if known.size and np.isfinite(known).any():
-            place = int(known.argmin() if shown.bad == "low" else known.argmax()) % values.shape[1]
-            worst = names.index(cubes.places[place].layer)
-            if worst not in places:
-                nearest = min(range(len(places)), key=lambda i: abs(places[i] - worst))
-                places[nearest] = worst
-                remark += f", and the one with the {'lowest' if shown.bad == 'low' else 'largest'} value"
-        return sorted(places), remark
+        return chosen_layers(*self._cubes_of(column), self._layers)
 
     def summary_curves(self, points: int = 600) -> Answer:
         """The whole run in four curves, to stand beside those of other runs."""
         heads = self._run.heads
-        share = heads.column(SHARE)
-        starts = bucket_starts(len(heads.steps), points)
-        steps = heads.steps[starts].astype(np.float64)
         return {
             "loss": self.scalar("loss", points),
-            "share": {
-                "steps": steps,
-                "mean": _reduced(_row_mean(share), starts, "mean"),
-                "low": _reduced(_least(heads.column(SHARE, "low")), starts, "low"),
-            },
-            "sigma": self._largest("sigma_qk", points),
-            "logit": self._largest("max_logit", points),
+            "share": share_curve(heads, points),
+            "sigma": largest_curve(heads, "sigma_qk", points),
+            "logit": largest_curve(heads, "max_logit", points),
         }
 
     def grid(self, column: str, position: int) -> Answer:
@@ -217,23 +198,12 @@ class RunView:
         heads, shown, starts = self._run.heads, self._head_column(column), self._positions()
         if not 0 <= position < len(starts):
             raise ConfigurationError(f"position is {position}; this run has {len(starts)}")
-        bad = shown.bad
-        cube = heads.column(column, bad)
-        first = int(starts[position])
-        end = int(starts[position + 1]) if position + 1 < len(starts) else len(heads.steps)
-        reduce = np.fmin.reduce if bad == "low" else np.fmax.reduce
-        values: Floats = reduce(cube[first:end], axis=0)
-        if column not in _ALWAYS_READ:
-            for earlier in cube[max(0, first - _LOOK_BACK) : first][::-1]:
-                if not np.isnan(values).any():
-                    break
-                values = np.where(np.isnan(values), earlier, values)
-        low, high = self._once(("range", column), lambda: _range(heads, column))
+        low, high = self._once(("range", column), lambda: finite_range(heads, column))
         return {
             "column": column,
             "position": position,
-            "step": int(heads.steps[first]),
-            "values": values.astype(np.float32),
+            "step": int(heads.steps[starts[position]]),
+            "values": worst_at(heads, shown, starts, position),
             "low": low,
             "high": high,
         }
@@ -247,7 +217,6 @@ class RunView:
         heads, layers = self._run.heads, self._run.layers
         if not 0 <= row < len(heads.places):
             raise ConfigurationError(f"row is {row}; this run has {len(heads.places)}")
-        heads.columns(list(_HEAD))  # at once is quicker
         place = heads.places[row]
         of_layer = [i for i, p in enumerate(layers.places) if p.layer == place.layer]
         return {
@@ -255,10 +224,8 @@ class RunView:
             "layer": place.layer,
             "call": place.call,
             "head": place.head,
-            "series": _series(heads, [c.name for c in HEAD_COLUMNS], row, points),
-            "layer_series": _series(layers, [c.name for c in LAYER_COLUMNS], of_layer[0], points)
-            if of_layer
-            else {},
+            "series": series_of(heads, list(_HEAD), row, points),
+            "layer_series": series_of(layers, list(_LAYER), of_layer[0], points) if of_layer else {},
             "broken": heads.broken_steps(row)[:_MOST_BROKEN].astype(np.float64),
         }
 
@@ -279,21 +246,11 @@ class RunView:
         if column not in (_LAYER if of_layers else _HEAD):
             raise ConfigurationError(f"column is {column!r}; there is none of this name")
         cubes = self._run.layers if of_layers else self._run.heads
-        starts = bucket_starts(len(cubes.steps), self.most_positions)
-        low, high, mean = (cubes.column(column, of) for of in ("low", "high", "mean"))
-        of_layer: dict[str, list[int]] = {name: [] for name in self._layers}
-        for i, place in enumerate(cubes.places):
-            of_layer[place.layer].append(i)
-        means = [_reduced(_row_mean(_part(mean, own)), starts, "mean") for own in of_layer.values()]
+        places, starts = self._places_of(cubes), bucket_starts(len(cubes.steps), self.most_positions)
+        found = at_all(cubes, column, starts, places)
         if of_layers:  # in the order of the run's layers, which may have rows of heads alone
-            low, high = (_spread(values, list(of_layer.values())) for values in (low, high))
-        is_exact = len(starts) == len(cubes.steps) and not cubes.in_blocks
-        return {
-            "steps": cubes.steps[starts].astype(np.float64),
-            "low": _reduced(low, starts, "low"),
-            "high": None if is_exact else _reduced(high, starts, "high"),
-            "mean": np.stack(means, axis=1) if means else np.empty((len(starts), 0), np.float32),
-        }
+            found |= {end: spread(found[end], places) for end in ("low", "high") if found[end] is not None}
+        return found
 
     def scalar(self, name: str = "loss", points: int = 1000) -> Answer:
         """A scalar by step; empty where the run has none of this name."""
@@ -314,6 +271,11 @@ class RunView:
             if row.key == key and row.map is not None:
                 return {"map": row.map, "alt": row.map_text}
         raise ConfigurationError(f"alert {key!r} has no attention map")
+
+    @property
+    def _model(self) -> str:
+        model = self._run.info.get("model")
+        return str(model.get("class", "")) if isinstance(model, dict) else ""
 
     @property
     def _layers(self) -> list[str]:
@@ -353,105 +315,19 @@ class RunView:
         return list(layers)
 
     def _bands(self, cubes: Cubes, column: str, wanted: Sequence[int], points: int) -> list[Answer]:
-        names = self._layers
-        mean, low, high = (cubes.column(column, of) for of in ("mean", "low", "high"))
-        bands = []
-        for place in wanted:
-            own = [i for i, p in enumerate(cubes.places) if p.layer == names[place]]
-            means = _row_mean(_part(mean, own))
-            known = np.flatnonzero(~np.isnan(means))
-            starts = bucket_starts(len(known), points)
-            bands.append(
-                {
-                    "layer": place,
-                    "steps": cubes.steps[known][starts].astype(np.float64),
-                    "mean": _reduced(means[known], starts, "mean"),
-                    "low": _reduced(_least(_part(low, own))[known], starts, "low"),
-                    "high": _reduced(_largest(_part(high, own))[known], starts, "high"),
-                }
-            )
-        return bands
+        own = self._places_of(cubes)
+        bands = layer_bands(cubes, column, [own[place] for place in wanted], points)
+        return [{"layer": place, **band} for place, band in zip(wanted, bands, strict=True)]
 
-    def _largest(self, column: str, points: int) -> Answer:
-        """The largest value of any head, at the steps at which it is known of all heads that are there."""
-        heads = self._run.heads
-        cube = heads.column(column, "high")
-        known = ~np.isnan(cube)
-        waited_for = heads.present() & ~known & np.logical_or.accumulate(known, axis=0)
-        values = np.where(waited_for.any(axis=1), np.float32(np.nan), _largest(cube))
-        steps, heights = min_max(heads.steps, values, values, points)
-        return {"steps": steps, "values": heights}
-
-
-def _spread(values: Floats, places: Sequence[Sequence[int]]) -> Floats:
-    """A column for each of `places`, which name one each or none; NaN for those."""
-    spread = np.full((len(values), len(places)), np.nan, np.float32)
-    for to, own in enumerate(places):
-        if own:
-            spread[:, to] = values[:, own[0]]
-    return spread
+    def _places_of(self, cubes: Cubes) -> list[list[int]]:
+        """For each layer its places among the columns of an array."""
+        found: dict[str, list[int]] = {name: [] for name in self._layers}
+        for i, place in enumerate(cubes.places):
+            found[place.layer].append(i)
+        return list(found.values())
 
 
 def _of_layer(column: ShownColumn) -> Answer:
     """A layer's column for the menu of curves, told apart from that of heads."""
     shown = asdict(column)
     return {**shown, "name": OF_LAYER + column.name} if column.name in _HEAD else shown
-
-
-def _series(cubes: Cubes, columns: Sequence[str], place: int, points: int) -> Answer:
-    series = {}
-    for column in columns:
-        low, high = cubes.column(column, "low")[:, place], cubes.column(column, "high")[:, place]
-        finite = np.isfinite(low) & np.isfinite(high)
-        if finite.any():
-            low, high = np.where(finite, low, np.nan), np.where(finite, high, np.nan)
-            steps, values = min_max(cubes.steps, low, high, points)
-            series[column] = {"steps": steps, "values": values}
-    return series
-
-
-def _range(heads: Cubes, column: str) -> tuple[float | None, float | None]:
-    low, high = heads.column(column, "low"), heads.column(column, "high")
-    low, high = low[np.isfinite(low)], high[np.isfinite(high)]
-    return (float(low.min()), float(high.max())) if low.size and high.size else (None, None)
-
-
-def _part(values: Floats, columns: Sequence[int]) -> Floats:
-    """Some columns; those that stand side by side, as the heads of a layer do, without a copy."""
-    if columns and columns[-1] - columns[0] == len(columns) - 1:
-        return values[:, columns[0] : columns[-1] + 1]
-    return values[:, list(columns)]
-
-
-def _row_mean(values: Floats) -> Floats:
-    """`[steps]`: the mean of what is finite; NaN where nothing is."""
-    known = np.isfinite(values)
-    count = known.sum(axis=1)
-    total = np.where(known, values, 0).sum(axis=1, dtype=np.float64)
-    mean: Floats = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
-    return mean
-
-
-def _least(values: Floats) -> Floats:
-    least: Floats = np.where(np.isfinite(values), values, np.inf).min(axis=1, initial=np.inf)
-    return np.where(np.isinf(least), np.float32(np.nan), least)
-
-
-def _largest(values: Floats) -> Floats:
-    largest: Floats = np.where(np.isfinite(values), values, -np.inf).max(axis=1, initial=-np.inf)
-    return np.where(np.isinf(largest), np.float32(np.nan), largest)
-
-
-def _reduced(values: Floats, starts: npt.NDArray[np.intp], how: str) -> Floats:
-    """Each bucket of a curve `[steps]`, or of several `[steps, n]`, as one value; NaN is left out."""
-    if not len(starts):
-        return np.empty((0, *values.shape[1:]), np.float32)
-    if how == "low":
-        return np.fmin.reduceat(values, starts).astype(np.float32)
-    if how == "high":
-        return np.fmax.reduceat(values, starts).astype(np.float32)
-    known = ~np.isnan(values)
-    total = np.add.reduceat(np.where(known, values, 0).astype(np.float64), starts)
-    count = np.add.reduceat(known.astype(np.float64), starts)
-    mean: Floats = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
-    return mean

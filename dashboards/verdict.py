@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from entropy_monitor.dashboards.reductions import extreme
 from entropy_monitor.phrases import percent as plain_percent
 from entropy_monitor.records import SEVERITIES, SHARE, Alert, severity_rank
 
@@ -240,7 +241,7 @@ def _growth(heads: Cubes) -> npt.NDArray[np.float32]:
     usable = np.isfinite(start) & (start > 0)
     first = np.argmax(usable, axis=0)
     rows = np.arange(start.shape[1])
-    base = np.where(usable[first, rows], start[first, rows], np.float32(np.nan))
+    base = np.where(usable[first, rows], start[first, rows], np.nan).astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
         grown: npt.NDArray[np.float32] = sigma / base
     return grown
@@ -248,13 +249,9 @@ def _growth(heads: Cubes) -> npt.NDArray[np.float32]:
 
 def _extreme(heads: Cubes, values: npt.NDArray[np.float32], *, largest: bool) -> Reading | None:
     """The largest or least finite value, the first one of equal ones."""
-    reduce = np.fmax.reduce if largest else np.fmin.reduce
-    best = reduce(values, axis=None, initial=np.nan)
-    if np.isinf(best):
-        values = np.where(np.isfinite(values), values, np.float32(np.nan))
-        best = reduce(values, axis=None, initial=np.nan)
+    best = extreme(values, "high" if largest else "low")
     if np.isnan(best):
         return None
-    step, row = divmod(int((values == best).argmax()), values.shape[1])
+    step, row = divmod(int((values == np.float32(best)).argmax()), values.shape[1])
     at = heads.places[row]
-    return Reading(float(best), at.layer, at.head, at.call, int(heads.steps[step]), row)
+    return Reading(best, at.layer, at.head, at.call, int(heads.steps[step]), row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ def written(run: FakeRun, path: Path, *, close: bool = True, flush_every: int = 
     writer = RunWriter(path, flush_every=flush_every, flush_seconds=1e9)
     versions = run.info.get("versions", {})
     writer.open(RunInfo(run.info.get("model", {}), {"every": 10}, versions, plan=run.plan))
-    tables = {table: getattr(run, table.name) for table in (HEADS, LAYERS, SCALARS)}
-    steps = np.unique(np.concatenate([frame["step"].to_numpy(np.int64) for frame in tables.values()]))
-    for step in steps.tolist():
-        writer.log(Record(step, *(_columns(table, frame, step) for table, frame in tables.items())))
+    steps = sorted({*run.heads["step"], *run.layers["step"]})
+    bounds = [-np.inf, *steps[:-1], np.inf] if steps else [-np.inf, np.inf]
+    for step, (after, until) in zip(steps or [0], pairwise(bounds), strict=True):
+        given = run.scalars["step"].between(after, until, inclusive="right")
+        heads, layers = (table[table["step"] == step] for table in (run.heads, run.layers))
+        tables = ((HEADS, heads), (LAYERS, layers), (SCALARS, run.scalars[given]))
+        writer.log(Record(step, *(_columns(table, rows) for table, rows in tables)))
     for row in run.alerts.to_dict("records"):
         alert = as_alert(row)
         writer.alert(AlertEvent("opened", alert.opened, alert))
@@ -38,8 +42,7 @@ def written(run: FakeRun, path: Path, *, close: bool = True, flush_every: int = 
     return path
 
 
-def _columns(table: Table, frame: pd.DataFrame, step: int) -> Columns:
-    rows = frame[frame["step"] == step]
+def _columns(table: Table, rows: pd.DataFrame) -> Columns:
     return {
         column.name: rows[column.name].tolist()
         if column.dtype == "str"
