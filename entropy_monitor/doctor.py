@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from entropy_monitor.capture import capture, check_values
+from entropy_monitor.looking import capture, check_values
 from entropy_monitor.describe import Description
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.options import check_attention, check_wrapper

@@ -20,7 +20,7 @@ from entropy_monitor import options as opt
 from entropy_monitor import processes, run_info
 from entropy_monitor.alerting import Alerting
 from entropy_monitor.analyzer import Analyzer, Thresholds
-from entropy_monitor.capture import check_model
+from entropy_monitor.looking import check_model
 from entropy_monitor.coverage import Coverage, as_plan
 from entropy_monitor.delivery import Delivery, open_sinks
 from entropy_monitor.describe import Description

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from entropy_monitor import processes
 from entropy_monitor.analyzer import Thresholds
-from entropy_monitor.capture import check_owners, check_rows, measure
+from entropy_monitor.looking import check_owners, check_rows, measure
 from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError, EntropyMonitorError
 from entropy_monitor.hooks import (
     attention_candidates,

@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "entropy_monitor"
 HEAVY = (
+    "plotly",
+    "werkzeug",
     "wandb",
     "tensorboard",
     "matplotlib",
@@ -38,7 +40,7 @@ RULES = {
     "hooks": {"measures", "errors", "guard"},
     "analyzer": {"records", "errors", "phrases"},
     "store": {"records", "errors"},
-    "remedies": {"hooks", "measures", "errors", "guard", "phrases", "capture", "undisturbed"},
+    "remedies": {"hooks", "measures", "errors", "guard", "phrases", "looking", "undisturbed"},
     "figures": {"records", "errors", "run", "frames"},
     "trackers": {"records", "errors", "store"},
     "dashboards": {"records", "store", "run", "errors", "figures", "frames", "phrases", "trackers"},
@@ -62,7 +64,7 @@ MONITOR = {
     "run_info",
     "delivery",
     "scalars",
-    "capture",
+    "looking",
     "recording",
     "coverage",
     "undisturbed",
@@ -154,12 +156,12 @@ def test_imports_for_types_alone_are_allowed() -> None:
     assert violations("monitor", source) == set()
 
 
-def loaded_by(statement: str) -> set[str]:
+def loaded_by(statement: str, looked_for: tuple[str, ...] = HEAVY) -> set[str]:
     script = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
-    return set(HEAVY) & set(done.stdout.split())
+    return set(looked_for) & set(done.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -174,6 +176,28 @@ def loaded_by(statement: str) -> set[str]:
 )
 def test_the_import_is_light(name: str) -> None:
     assert loaded_by(f"import {name}") == set()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import entropy_monitor",
+        "from entropy_monitor import load_run",
+        "from entropy_monitor.dashboards.run_view import RunView",
+        "from entropy_monitor.cli import main; main(['check', 'nowhere'])",
+    ],
+)
+def test_looking_at_a_run_does_not_load_torch(statement: str) -> None:
+    assert loaded_by(statement, ("torch",)) == set()
+
+
+def test_names_of_the_package_are_those_that_it_says() -> None:
+    import entropy_monitor as em
+
+    assert set(em.__all__) <= set(dir(em))
+    assert all(getattr(em, name).__name__ == name for name in em.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        em.nothing  # noqa: B018
 
 
 def test_a_planted_import_is_found() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import distributed, nn
 from torch.optim import Optimizer
 
-from entropy_monitor.capture import check_model, check_owners, check_rows
+from entropy_monitor.looking import check_model, check_owners, check_rows
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Watcher
