@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from entropy_monitor.records import ABOVE_FLOOR, LEVELS, SHARE, Merge, Table
-from entropy_monitor.store.column_file import Portion
 from entropy_monitor.store.held_records import HeldRecords, Ints
 from entropy_monitor.store.places import Place
 from entropy_monitor.store.rank_merging import RankMerge
@@ -24,9 +21,6 @@ THERE = "layer_index"
 
 DERIVED = {SHARE: ("entropy", "max_entropy"), ABOVE_FLOOR: ("entropy", "floor_row")}
 """Figures that are made of two columns (`records.SHARE` and `records.ABOVE_FLOOR` say how)."""
-
-_THREADS = 2
-"""That decode, which lets go of the interpreter's lock."""
 
 
 class Assembly:
@@ -126,7 +120,7 @@ class Assembly:
             held, at = part.held[shown], at[shown] - start
             made_of = {name: bases for name in names if (bases := bases_of(part, name))}
             needed = list(dict.fromkeys(base for bases in made_of.values() for base in bases))
-            for batches, portion in _read_ahead(part, needed, np.unique(held.batches)):
+            for batches, portion in part.file.read_each(needed, np.unique(held.batches)):
                 low, high = np.searchsorted(held.batches, [batches[0], batches[-1] + 1])
                 starts = portion.starts[np.searchsorted(batches, held.batches[low:high])]
                 sound = starts >= 0
@@ -191,18 +185,3 @@ def combined(name: str, columns: Mapping[str, Floats], bases: Sequence[str]) -> 
             share: Floats = np.where(other > 0, one / other, np.float32(np.nan))
             return share
         return one - other
-
-
-def _read_ahead(part: Part, names: Sequence[str], batches: Ints) -> Iterator[tuple[Ints, Portion]]:
-    """Columns of batches, a portion at a time, while the next ones are being decoded."""
-    portions = part.file.batches.portions(batches)
-    waiting: deque[tuple[Ints, Future[Portion]]] = deque()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for portion in portions:
-            waiting.append((portion, pool.submit(part.file.read, names, portion)))
-            if len(waiting) > _THREADS:
-                of, reading = waiting.popleft()
-                yield of, reading.result()
-        while waiting:
-            of, reading = waiting.popleft()
-            yield of, reading.result()

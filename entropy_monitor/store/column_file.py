@@ -11,11 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from entropy_monitor.records import Table
-from entropy_monitor.store.batches import Batches
+from entropy_monitor.store.batches import Batches, Decoded
 from entropy_monitor.store.codec import arrow_schema
 from entropy_monitor.store.contents import Contents, place_columns, read_note
 from entropy_monitor.store.held_records import HeldRecords, Ints
 from entropy_monitor.store.places import Order
+
+_AT_ONCE = 1 << 15
+"""Batches whose notes are gathered before they are taken in: there may be millions of small ones."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class ColumnFile:
         for batch, metadata in self.batches.poll():
             self._follow()
             self._new.append((batch, read_note(metadata)))
+            if len(self._new) == _AT_ONCE:
+                self._index()
         self._follow()
         self._index()
 
@@ -92,12 +97,16 @@ class ColumnFile:
         Raises:
             OSError: the file cannot be read.
         """
-        found = self.batches.decode(names, batches.tolist())
-        sizes = np.array(found.sizes, dtype=np.int64)
-        starts = np.full(len(batches), -1, dtype=np.int64)
-        starts[np.isin(batches, found.batches)] = np.cumsum(sizes) - sizes
-        columns = {name: found.rows.column(name).to_numpy().astype(np.float32, copy=False) for name in names}
-        return Portion(starts, columns)
+        return _portion(names, batches, self.batches.decode(names, batches.tolist()))
+
+    def read_each(self, names: Sequence[str], batches: Ints) -> Iterator[tuple[Ints, Portion]]:
+        """The same of many batches, some at a time.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        for some, found in self.batches.decode_each(names, batches):
+            yield some, _portion(names, some, found)
 
     def first_values(self, name: str) -> Ints:
         """`[N]`: of each record of `held` the first row's value in a column of whole numbers.
@@ -106,9 +115,9 @@ class ColumnFile:
             OSError: the file cannot be read.
         """
         known = self._first_values.setdefault(name, {})
-        for portion in self.batches.portions(np.setdiff1d(self.held.batches, np.fromiter(known, np.int64))):
-            for batch, rows in self.batches.decode([name], portion.tolist()).of_each():
-                known[batch] = rows.column(name).to_numpy()
+        new = np.setdiff1d(self.held.batches, np.fromiter(known, np.int64))
+        for _, found in self.batches.decode_each([name], new):
+            known |= {batch: rows.column(name).to_numpy() for batch, rows in found.of_each()}
         places = zip(self.held.batches.tolist(), self.held.firsts.tolist(), strict=True)
         return np.array([known[batch][first] for batch, first in places], dtype=np.int64)
 
@@ -171,8 +180,7 @@ class ColumnFile:
     def _unnoted(self, batches: Sequence[int]) -> Iterator[HeldRecords]:
         """The records of other batches: rows of one step that stand together."""
         names = place_columns(self.table)
-        for portion in self.batches.portions(np.array(batches, dtype=np.int64)):
-            found = self.batches.decode(("step", *names), portion.tolist())
+        for _, found in self.batches.decode_each(("step", *names), np.array(batches, dtype=np.int64)):
             sizes = np.array(found.sizes, dtype=np.int64)
             steps = found.rows["step"].to_numpy()
             of = np.repeat(np.array(found.batches, dtype=np.int64), sizes)
@@ -209,3 +217,11 @@ class ColumnFile:
             self._order_numbers[key] = len(self.orders)
             self.orders.append(Order.of(rows))
         return self._order_numbers[key]
+
+
+def _portion(names: Sequence[str], batches: Ints, found: Decoded) -> Portion:
+    sizes = np.array(found.sizes, dtype=np.int64)
+    starts = np.full(len(batches), -1, dtype=np.int64)
+    starts[np.isin(batches, found.batches)] = np.cumsum(sizes) - sizes
+    columns = {name: found.rows.column(name).to_numpy().astype(np.float32, copy=False) for name in names}
+    return Portion(starts, columns)

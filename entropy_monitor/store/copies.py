@@ -98,16 +98,33 @@ def _differing(table: Table, ranks: Sequence[Part]) -> list[tuple[str, int]]:
     if not len(common):
         return []
     looked_at = pa.array(sorted({int(common[0]), int(common[-1])}))
+    of_ranks = [part.rows.filter(pc.is_in(part.rows["step"], looked_at)) for part in ranks]
+    if _are_copies(table, of_ranks):
+        return []
     known: dict[Any, tuple[float, ...]] = {}
     found: list[tuple[str, int]] = []
-    for part in ranks:
-        own = _weights(table, part.rows.filter(pc.is_in(part.rows["step"], looked_at)))
+    for part, rows in zip(ranks, of_ranks, strict=True):
+        own = _weights(table, rows)
         bad = {layer for (layer, key), w in own.items() if not _agree(w, known.get((layer, key), w))}
         found += [(layer, part.rank) for layer in sorted(bad)]
         for (layer, key), weights in own.items():
             if layer not in bad:
                 known.setdefault((layer, key), weights)
     return found
+
+
+def _are_copies(table: Table, ranks: Sequence[pa.Table]) -> bool:
+    """Whether all ranks surely hold the same weights: what is usual, and is told at once."""
+    keys = [rows.select(table.key) for rows in ranks]
+    if not all(other.equals(keys[0]) for other in keys[1:]):
+        return False
+    for name in _WEIGHTS:
+        weights = np.stack([rows[name].to_numpy() for rows in ranks])
+        least, largest = np.fmin.reduce(weights), np.fmax.reduce(weights)
+        with np.errstate(invalid="ignore"):
+            if (largest - least > _TOLERANCE * np.abs(least)).any():
+                return False
+    return True
 
 
 def _weights(table: Table, rows: pa.Table) -> dict[tuple[str, Any], tuple[float, ...]]:

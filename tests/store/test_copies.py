@@ -39,6 +39,19 @@ def test_other_weights_under_the_same_names_are_told_by_layer() -> None:
     assert strangers({"heads": ranks[1:]}) == {(0, NAMES[1]): (2,)}
 
 
+@pytest.mark.parametrize("factor", [1.0, 1 + 9e-4, 1 + 2e-3, 0.0, -1.0, float("nan"), float("inf")])
+def test_what_is_told_at_once_is_what_is_found_head_by_head(
+    monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    shuffled = part(4)
+    shuffled = replace(shuffled, rows=shuffled.rows.take(pa.array([3, 2, 1, 0, 4, 5, 6, 7])))
+    for ranks in ([part(0), part(1, factor)], [part(0, factor), part(1), part(2)], [part(0), shuffled]):
+        at_once = strangers({"heads": ranks})
+        with monkeypatch.context() as patch:
+            patch.setattr("entropy_monitor.store.copies._are_copies", lambda *_: False)
+            assert strangers({"heads": ranks}) == at_once
+
+
 def test_heads_that_lie_side_by_side_and_other_sessions_are_not_compared() -> None:
     mine, theirs = part(0), part(1, 2.0)
     place = theirs.rows.schema.get_field_index("head")
