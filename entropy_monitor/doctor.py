@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from entropy_monitor.looking import capture, check_values
 from entropy_monitor.describe import Description
 from entropy_monitor.errors import ConfigurationError
+from entropy_monitor.looking import capture, check_values
 from entropy_monitor.options import check_attention, check_wrapper
 from entropy_monitor.run_info import versions
 from entropy_monitor.undisturbed import unchanged

@@ -20,7 +20,6 @@ from entropy_monitor import options as opt
 from entropy_monitor import processes, run_info
 from entropy_monitor.alerting import Alerting
 from entropy_monitor.analyzer import Analyzer, Thresholds
-from entropy_monitor.looking import check_model
 from entropy_monitor.coverage import Coverage, as_plan
 from entropy_monitor.delivery import Delivery, open_sinks
 from entropy_monitor.describe import Description
@@ -28,6 +27,7 @@ from entropy_monitor.errors import AttentionNotFoundError
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Harvest, Recorder, Watcher, WeightWatcher
 from entropy_monitor.hooks.weights import UPDATE_FIGURES
+from entropy_monitor.looking import check_model
 from entropy_monitor.pipeline import Pipeline
 from entropy_monitor.plan import BUDGET, Plan
 from entropy_monitor.records import Alert, Record, Sink

@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from entropy_monitor import processes
 from entropy_monitor.analyzer import Thresholds
-from entropy_monitor.looking import check_owners, check_rows, measure
 from entropy_monitor.errors import AttentionNotFoundError, ConfigurationError, EntropyMonitorError
 from entropy_monitor.hooks import (
     attention_candidates,
@@ -25,6 +24,7 @@ from entropy_monitor.hooks import (
     is_compiled,
     module_names,
 )
+from entropy_monitor.looking import check_owners, check_rows, measure
 from entropy_monitor.records import Sink
 from entropy_monitor.store import check_run_dir
 from entropy_monitor.trackers import FunctionLogger

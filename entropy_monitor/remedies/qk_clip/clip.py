@@ -13,11 +13,11 @@ import torch
 from torch import distributed, nn
 from torch.optim import Optimizer
 
-from entropy_monitor.looking import check_model, check_owners, check_rows
 from entropy_monitor.errors import ConfigurationError
 from entropy_monitor.guard import Guard
 from entropy_monitor.hooks import Watcher
 from entropy_monitor.hooks.names import clean_name
+from entropy_monitor.looking import check_model, check_owners, check_rows
 from entropy_monitor.remedies.qk_clip.attention_choice import AttentionChoice
 from entropy_monitor.remedies.qk_clip.head_weights import PARAMETRIZED, HeadWeights, is_parametrized
 from entropy_monitor.remedies.qk_clip.largest_logits import LargestLogits, Unit
