@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from array import array
 from collections import deque
@@ -19,7 +18,7 @@ from entropy_monitor.store.codec import arrow_schema
 from entropy_monitor.store.framing import Gap, is_sound, seals
 from entropy_monitor.store.held_records import Ints
 from entropy_monitor.store.losses import Losses
-from entropy_monitor.store.message_walk import MessageWalk, Placed
+from entropy_monitor.store.message_walk import MessageWalk, Placed, read_at
 from entropy_monitor.store.tables import conform, schema_of_this_version
 
 _PORTION = 4_000_000
@@ -90,10 +89,10 @@ class Batches:
         Raises:
             OSError: the file cannot be read.
         """
-        with self._path.open("rb") as file:
-            if not self._walk.is_of(file.fileno()):
+        with self._path.open("rb", buffering=0) as file:
+            if not self._walk.is_of(file):
                 self._forget()
-            for found in self._walk.advance(file.fileno()):
+            for found in self._walk.advance(file):
                 if isinstance(found, Gap):
                     self._losses.gap(found.stop - found.start)
                     continue
@@ -200,11 +199,11 @@ class Batches:
     def _messages(self, batches: Sequence[int]) -> dict[int, memoryview]:
         """The bytes of those batches that are what was written."""
         found: dict[int, memoryview] = {}
-        with self._path.open("rb") as file:
+        with self._path.open("rb", buffering=0) as file:
             for some in _adjoining([batch for batch in batches if batch not in self.lost]):
                 start = self._starts[some[0]]
                 stop = self._starts[some[-1]] + self._lengths[some[-1]]
-                data = memoryview(os.pread(file.fileno(), stop - start, start))
+                data = memoryview(read_at(file, start, stop - start))
                 for batch in some:
                     at = self._starts[batch] - start
                     message = data[at : at + self._lengths[batch]]

@@ -148,6 +148,8 @@ class ColumnFile:
 
     def _index(self) -> None:
         """Finds the records of the batches that are new."""
+        if not self._new:
+            return
         noted: list[tuple[int, Contents]] = []
         others: list[int] = []
         for batch, note in self._new:

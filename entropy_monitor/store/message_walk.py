@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from entropy_monitor.store.framing import (
     END,
@@ -19,7 +19,7 @@ from entropy_monitor.store.framing import (
     tail_of,
 )
 
-_WINDOW = 1 << 18
+_WINDOW = 1 << 16
 """Bytes read at once: a system call for each of many small messages would take most of the time."""
 
 _MOST_METADATA = 1 << 20
@@ -54,14 +54,14 @@ class MessageWalk:
         self._number = -1
         self._last: tuple[int, bytes] = 0, b""
 
-    def is_of(self, file: int) -> bool:
+    def is_of(self, file: BinaryIO) -> bool:
         """Whether an open file is still the one that was walked, and not another of its name."""
         start, head = self._last
-        return os.fstat(file).st_size >= self._offset and os.pread(file, len(head), start) == head
+        return _size(file) >= self._offset and read_at(file, start, len(head)) == head
 
-    def advance(self, file: int) -> Iterator[Placed | Gap]:
+    def advance(self, file: BinaryIO) -> Iterator[Placed | Gap]:
         """The messages that were added to an open file, and the gaps between them."""
-        pieces = _Pieces(file, os.fstat(file).st_size)
+        pieces = _Pieces(file)
         while True:
             begin = pieces.read(self._offset, PREFIX)
             rest = pieces.size - self._offset
@@ -113,8 +113,8 @@ class MessageWalk:
 class _Pieces:
     """A file's bytes, kept a window at a time."""
 
-    def __init__(self, file: int, size: int) -> None:
-        self.size = size
+    def __init__(self, file: BinaryIO) -> None:
+        self.size = _size(file)
         self._file = file
         self._start = 0
         self._kept = b""
@@ -124,22 +124,32 @@ class _Pieces:
         at = start - self._start
         if at < 0 or at + length > len(self._kept):
             self._start, at = start, 0
-            self._kept = os.pread(self._file, max(length, min(_WINDOW, self.size - start)), start)
+            self._kept = read_at(self._file, start, max(length, min(_WINDOW, self.size - start)))
         return self._kept[at : at + length]
 
     def are_sound(self, start: int, stop: int, seal: Seal) -> bool:
         """Whether the message from `start` to `stop` has the checksum that its seal states."""
         places = range(start, stop, _WINDOW)
-        pieces = (os.pread(self._file, min(_WINDOW, stop - place), place) for place in places)
+        pieces = (read_at(self._file, place, min(_WINDOW, stop - place)) for place in places)
         return checksum(pieces, seal.digits) == seal.crc
 
     def seals(self, start: int) -> Iterator[Seal]:
         """Every seal from `start` on; its place is that in the file."""
         while start < self.size:
             # Windows overlap, for a seal may lie across their border.
-            data = os.pread(self._file, _WINDOW + SEAL_LENGTH - 1, start)
+            data = read_at(self._file, start, _WINDOW + SEAL_LENGTH - 1)
             for seal in seals(data):
                 if seal.place < _WINDOW:
                     at = {name: start + getattr(seal, name) for name in ("place", "start", "stop")}
                     yield seal._replace(**at)
             start += _WINDOW
+
+
+def read_at(file: BinaryIO, start: int, length: int) -> bytes:
+    """Bytes of an open file from `start` on, fewer where it ends."""
+    file.seek(start)
+    return file.read(length)
+
+
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
