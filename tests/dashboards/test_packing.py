@@ -109,7 +109,7 @@ def test_the_header_is_json_without_nan():
         np.array(["2020"], "datetime64[D]"),
         b"bytes",
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_cannot_be_packed(value):
     with pytest.raises(TypeError, match="cannot be packed"):
