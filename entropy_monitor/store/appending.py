@@ -145,15 +145,15 @@ class SessionFiles:
 
     def append(self, record: Record) -> None:
         """Hold a copy of a record, all of it or nothing. Raises as `codec.to_batch` does."""
-        tables = ((HEADS, record.heads), (LAYERS, record.layers), (SCALARS, record.scalars))
+        tables = [(HEADS, record.heads), (LAYERS, record.layers), (SCALARS, record.scalars)]
         streams = [(self._streams[table.name], columns) for table, columns in tables]
         batches = [(stream, stream.encode(columns)) for stream, columns in streams]
-        for stream, batch in batches:
-            stream.append(batch)
         block = self._levels.add(record.heads)
         if block is not None:
             levels = self._streams[LEVELS.name]
-            levels.append(levels.encode(block))
+            batches.append((levels, levels.encode(block)))
+        for stream, batch in batches:
+            stream.append(batch)
 
     def append_event(self, event: AlertEvent) -> None:
         """Write what is held, then a change of an alert."""

@@ -144,9 +144,13 @@ class Batches:
         Raises:
             OSError: the file cannot be read.
         """
+        portions = list(self.portions(batches))
+        if len(portions) < 2:
+            yield from ((portion, self.decode(names, portion.tolist())) for portion in portions)
+            return
         waiting: deque[tuple[Ints, Future[Decoded]]] = deque()
         with ThreadPoolExecutor(_THREADS) as pool:
-            for portion in self.portions(batches):
+            for portion in portions:
                 waiting.append((portion, pool.submit(self.decode, names, portion.tolist())))
                 if len(waiting) > _THREADS:
                     done, decoding = waiting.popleft()

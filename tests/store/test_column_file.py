@@ -273,6 +273,19 @@ def test_damage_is_found_by_several_threads_at_once(path):
     assert_same(file)
 
 
+@pytest.mark.parametrize("portion", [1, 3000, 10**9])
+def test_many_batches_are_read_in_turn(path, monkeypatch, portion):
+    monkeypatch.setattr("entropy_monitor.store.batches._PORTION", portion)
+    file = opened(path, DATA)
+    parts = list(file.read_each(["sigma_q"], np.array([4, 0, 3, 1])))
+    assert np.concatenate([batches for batches, _ in parts]).tolist() == [4, 0, 3, 1]
+    assert len(parts) == {1: 4, 10**9: 1}.get(portion, len(parts))
+    found = np.concatenate([read.columns["sigma_q"] for _, read in parts])
+    expected = [columns(HEADS, step)["sigma_q"] for step in (8, 9, 1, 7, 2, 3, 4)]
+    np.testing.assert_array_equal(found, np.concatenate(expected))
+    assert list(file.read_each(["sigma_q"], np.arange(0))) == []
+
+
 def test_portions_and_samples_of_batches(path, monkeypatch):
     file = opened(path, DATA)
     monkeypatch.setattr("entropy_monitor.store.batches._PORTION", len(MESSAGES[1]) + len(MESSAGES[2]))

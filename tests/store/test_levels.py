@@ -143,6 +143,19 @@ def test_blocks_take_a_small_part_of_the_runs_size(tmp_path):
     assert 0.02 < sizes["levels"] / sizes["heads"] < 0.1
 
 
+def test_a_record_that_cannot_be_summed_up_is_not_kept_in_part(tmp_path, monkeypatch):
+    writer = RunWriter(tmp_path)
+    writer.open(info())
+    good, bad = records(2)
+    writer.log(good)
+    with monkeypatch.context() as patch:
+        patch.setattr(Levels, "add", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            writer.log(bad)
+    writer.close()
+    assert FollowedRun(tmp_path).heads.steps.tolist() == [0]
+
+
 def test_what_was_not_written_is_made_up_for_by_records(tmp_path):
     """Blocks are written several at a time; a process that ends before has lost nothing."""
     writer = RunWriter(tmp_path, flush_every=1)
