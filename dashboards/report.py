@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 from entropy_monitor.dashboards.packing import pack
 from entropy_monitor.dashboards.report_data import expected_bytes, report_data
 from entropy_monitor.dashboards.run_view import RunView
-from entropy_monitor.dashboards.verdict import advice, headline, history
+from entropy_monitor.dashboards.verdict import WORST_FIRST, advice, headline, history
 from entropy_monitor.dashboards.web.assets import plotly_script, static_text
 from entropy_monitor.dashboards.web.joined import joined_modules
 from entropy_monitor.errors import ConfigurationError, MissingExtraError
@@ -125,7 +125,7 @@ def render(views: Mapping[str, RunView], script: str, positions: int, *, main_on
     environment.filters.update(number=cell, spans=_spans)
     template = environment.from_string(here.joinpath("report.html").read_text("utf-8"))
     alerts = [(view.name, view.alerts) for view in views.values()]
-    digests = [view.digest for view in views.values()]
+    digests = sorted((view.digest for view in views.values()), key=lambda d: WORST_FIRST.index(d.verdict))
     events, pieces = history(alerts), advice(alerts)
     worst = sorted(events, key=lambda event: -severity_rank(event.severity))[:_MOST_EVENTS]
     data = report_data(views, ", ".join(digest.name for digest in digests), positions, main_only=main_only)

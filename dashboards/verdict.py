@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Verdict = Literal["sound", "watch", "trouble", "unknown"]
 
+WORST_FIRST: tuple[Verdict, ...] = ("trouble", "watch", "unknown", "sound")
+"""Every verdict, the worst first."""
+
 _LAST_LOSSES = 10
 """Values whose mean is the final loss: one batch alone is noise."""
 
@@ -41,7 +44,7 @@ class Reading:
     def where(self) -> str:
         """The place in words."""
         call = f", call {self.call}" if self.call else ""
-        return f"{self.layer}, head {self.head}{call}, step {self.step}"
+        return f"{self.layer}, head {self.head}{call}, step {self.step:,}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Digest:
         first_step: the first step that was measured, None for an empty run.
         last_step: the last step of any table, None for an empty run.
         measured: how many steps were measured.
-        final_loss: mean of the last ten losses that are finite.
+        final_loss: mean of the last ten losses; None where one of them is not finite.
         broken_loss: first step whose loss was not finite.
         end_share: mean over heads of entropy / max_entropy at the last measured step.
         lowest_share: smallest entropy / max_entropy of the whole run.
@@ -66,6 +69,7 @@ class Digest:
         largest_logit: the largest logit.
         alerts: how many, by severity.
         open_alerts: how many were not closed at the end.
+        damaged: how many pieces of the run are damaged or missing, and were not read.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Digest:
     largest_logit: Reading | None
     alerts: Mapping[str, int]
     open_alerts: int
+    damaged: int
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,7 @@ def digest(name: str, run: FollowedRun, alerts: Sequence[Alert]) -> Digest:
     heads.columns((SHARE, "sigma_qk", "max_logit"), "high")  # at once is quicker
     counts: dict[str, int] = {s: sum(alert.severity == s for alert in alerts) for s in SEVERITIES}
     loss_steps, losses = run.scalars.get("loss", (np.empty(0, np.int64), np.empty(0)))
-    is_finite = np.isfinite(losses)
-    settled, broken = losses[is_finite], loss_steps[~is_finite]
+    broken, settled = loss_steps[~np.isfinite(losses)], losses[-_LAST_LOSSES:]
     last = [int(steps[-1]) for steps, _ in run.scalars.values()]
     last += [cubes.last for cubes in (heads, run.layers) if cubes.last is not None]
     verdict: Verdict = "sound"
@@ -127,6 +131,8 @@ def digest(name: str, run: FollowedRun, alerts: Sequence[Alert]) -> Digest:
         verdict = "watch"
     elif not len(heads.steps):
         verdict = "unknown"
+    elif run.damage:
+        verdict = "watch"
     summed = Digest(
         name=name,
         verdict=verdict,
@@ -135,7 +141,7 @@ def digest(name: str, run: FollowedRun, alerts: Sequence[Alert]) -> Digest:
         first_step=int(heads.steps[0]) if len(heads.steps) else None,
         last_step=max(last, default=None),
         measured=heads.measured,
-        final_loss=float(settled[-_LAST_LOSSES:].mean()) if len(settled) else None,
+        final_loss=float(settled.mean()) if len(settled) and np.isfinite(settled).all() else None,
         broken_loss=int(broken[0]) if len(broken) else None,
         end_share=_mean_at_end(heads),
         lowest_share=_extreme(heads, heads.column(SHARE, "low"), largest=False),
@@ -143,6 +149,7 @@ def digest(name: str, run: FollowedRun, alerts: Sequence[Alert]) -> Digest:
         largest_logit=_extreme(heads, heads.column("max_logit", "high"), largest=True),
         alerts=counts,
         open_alerts=sum(alert.closed is None for alert in alerts),
+        damaged=len(run.damage),
     )
     sentences = _sentences(summed, history([(name, alerts)]))
     return replace(summed, headline=sentences[0], words=" ".join(sentences))
@@ -199,20 +206,26 @@ def headline(digests: Sequence[Digest]) -> str:
 
 def _sentences(summed: Digest, events: Sequence[Event]) -> list[str]:
     if summed.verdict == "unknown":
-        return ["Nothing was measured, so nothing can be said about this run."]
+        lost = " Pieces of it could not be read." if summed.damaged else ""
+        return [f"Nothing was measured, so nothing can be said about this run.{lost}"]
     sentences = []
     if summed.verdict == "sound":
-        sentences.append(f"Sound: no warning and no severe alert in {summed.measured} measured steps.")
+        sentences.append(f"Sound: no warning and no severe alert in {summed.measured:,} measured steps.")
     elif summed.alerts["severe"] or summed.alerts["warning"]:
         worst = "severe" if summed.alerts["severe"] else "warning"
         first = next(event for event in events if event.severity == worst)
         start = "In trouble" if summed.verdict == "trouble" else "Worth a look"
         still = f"{summed.open_alerts} still open" if summed.open_alerts else "all closed since"
         count = f"{len(events)} alert{'s' * (len(events) != 1)}"
-        sentences.append(f"{start} since step {first.opened}: {first.title.rstrip('.')}.")
+        sentences.append(f"{start} since step {first.opened:,}: {first.title.rstrip('.')}.")
         sentences.append(f"{count}, {still}.")
+    elif summed.broken_loss is None:
+        sentences.append("Worth a look: no warning and no severe alert in what could be read.")
+    if summed.damaged:
+        pieces = "A piece" if summed.damaged == 1 else f"{summed.damaged:,} pieces"
+        sentences.append(f"{pieces} of this run could not be read.")
     if summed.broken_loss is not None:
-        sentences.append(f"The loss was not finite at step {summed.broken_loss}.")
+        sentences.append(f"The loss was not finite at step {summed.broken_loss:,}.")
     if summed.end_share is not None and summed.lowest_share is not None:
         low = summed.lowest_share
         sentences.append(

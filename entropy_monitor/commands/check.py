@@ -18,13 +18,14 @@ from entropy_monitor.records import SEVERITIES, Alert, severity_rank
 class Check(Command):
     """List the alerts of runs; fail when severe ones are open.
 
-    A run may still be going on. What could not be read of it is listed as a problem.
+    A run may still be going on. What could not be read of it is listed as a problem; what is damaged or
+    missing fails too.
     """
 
     name = "check"
     statuses: ClassVar[dict[int, str]] = {
         DONE: "no alert of the severity of --fail-on, or above, is open",
-        FOUND: "one is, in at least one of the runs",
+        FOUND: "one is, in at least one of the runs, or a run is damaged: alerts may be lost",
     }
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,8 @@ def _check(name: str, path: Path, fail_on: str) -> _Checked:
     run = FollowedRun(path)
     alerts = latest_alerts(run.events)
     fails = any(a.closed is None and severity_rank(a.severity) >= severity_rank(fail_on) for a in alerts)
-    return _Checked(name, path, not fails, tuple(run.problems), tuple(alerts))
+    passed = not fails and not run.damage
+    return _Checked(name, path, passed, tuple(run.problems), tuple(alerts))
 
 
 def _print(checked: Sequence[_Checked]) -> None:

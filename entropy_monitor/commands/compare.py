@@ -24,7 +24,6 @@ _LEGEND = (
     "since: step at which the first alert opened."
 )
 _NONE = "–"
-_WORST_FIRST = ("trouble", "watch", "unknown", "sound")
 
 
 class Compare(Command):
@@ -82,9 +81,11 @@ def _print(cards: Sequence[Mapping[str, Any]]) -> None:
     out(table(_HEADER, [_row(card) for card in cards]))
     out()
     out(wrapped(_LEGEND))
+    from entropy_monitor.dashboards.verdict import WORST_FIRST
+
     spoken = sorted(
         (card for card in cards if card["verdict"] != "sound"),
-        key=lambda card: _WORST_FIRST.index(card["verdict"]),
+        key=lambda card: WORST_FIRST.index(card["verdict"]),
     )
     for card in spoken[:_MOST_WORDS]:
         out()

@@ -10,7 +10,8 @@ from entropy_monitor.errors import RunDirectoryError
 from entropy_monitor.records import AlertEvent
 from entropy_monitor.store import documents
 from entropy_monitor.store.events import decode_events
-from entropy_monitor.store.layout import FORMAT, RUN_FILE, RunFile, run_files
+from entropy_monitor.store.layout import FORMAT, RUN_FILE, RunFile, file_path, run_files
+from entropy_monitor.store.losses import UNFINISHED
 
 Plans: TypeAlias = Mapping[tuple[int, int], Mapping[str, Any]]
 """What each (session, rank) says that it measured."""
@@ -63,7 +64,12 @@ def read_event_logs(
         logs[file.session, file.rank] = log.events
         problems += [f"{file.path.name}: line {n} is damaged: not read" for n in log.damaged]
         if log.torn:
-            problems.append(f"{file.path.name}: its last line has no end: still being written, or cut short")
+            problems.append(f"{file.path.name}: its last line has no end: {UNFINISHED}")
+    for file in files:
+        if file.kind == "heads" and (file.session, file.rank) not in logs:
+            log_path = file_path(file.path.parent, "alerts", file.session, file.rank)
+            if not log_path.exists():  # every process that writes tables begins a log of alerts before
+                problems.append(f"{log_path.name} is missing")
     return logs
 
 

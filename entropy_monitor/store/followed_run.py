@@ -26,6 +26,7 @@ from entropy_monitor.store.directory_reading import (
     run_files_of,
 )
 from entropy_monitor.store.layout import RunFile
+from entropy_monitor.store.losses import UNFINISHED
 from entropy_monitor.store.merge import Part, ends_of, merge_events, merge_table
 from entropy_monitor.store.sources import Source
 from entropy_monitor.store.tables import StreamReader
@@ -52,6 +53,7 @@ class FollowedRun:
         info: of `run.json`.
         plan: what was measured and how, by the latest session that says so.
         problems: what could not be read, in words.
+        damage: of these, what will never be read: no ends that are still being written.
         has_ended: whether every rank of the last session ended its files in order.
         written: when something was written last, seconds since the epoch.
 
@@ -71,6 +73,7 @@ class FollowedRun:
         self.info: Mapping[str, Any] = {}
         self.plan: Mapping[str, Any] = {}
         self.problems: Sequence[str] = ()
+        self.damage: Sequence[str] = ()
         self.has_ended = False
         self.written = 0.0
         self.refresh()
@@ -110,7 +113,6 @@ class FollowedRun:
         scalars = self._scalar_parts(files, groups, problems)
         others = self._strangers(heads, layers)
         ends = ends_of(_first_steps([heads, layers], scalars))
-        problems += copies.in_words(others)
         self.heads.update(_sources(heads, groups, ends, others, levels))
         self.layers.update(_sources(layers, groups, ends, others))
         self.scalars = _by_name(merge_table(SCALARS, scalars, ends))
@@ -119,9 +121,11 @@ class FollowedRun:
             words for of_table in (heads, layers, levels) for f in of_table.values() for words in f.problems
         ]
         stride = max(self.heads.stride, self.layers.stride)
+        notes = copies.in_words(others)
         if stride > 1:
-            problems.append(f"this run is longer than can be shown: one of {stride} of its steps is")
-        self.problems = problems
+            notes.append(f"this run is longer than can be shown: one of {stride} of its steps is")
+        self.problems = [*problems, *notes]
+        self.damage = [problem for problem in problems if UNFINISHED not in problem]
         last = max((file.session for file in files), default=0)
         readers = [
             self._columns.get(file.path) or self._streams.get(file.path)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+UNFINISHED = "still being written, or cut short"
+"""Ends the words on a file whose last piece is not whole: no damage as long as a run goes on."""
+
 
 class Losses:
     """Follows the numbers of a stream's sound messages, and tells what is missing between and after them.
@@ -57,9 +60,7 @@ class Losses:
         if kind == "damaged":
             self._tail = f"{self._name}: {size} damaged bytes {after}: not read"
         elif kind == "torn":
-            self._tail = (
-                f"{self._name}: {size} bytes {after} are no whole batch: still being written, or cut short"
-            )
+            self._tail = f"{self._name}: {size} bytes {after} are no whole batch: {UNFINISHED}"
 
 
 def _named(first: int, last: int) -> str:

@@ -87,7 +87,16 @@ def test_a_loss_that_breaks_is_trouble_without_any_alert(summed, severity):
     )
     assert (found.verdict, found.broken_loss) == ("trouble", 40)
     assert found.headline == "The loss was not finite at step 40."
-    assert found.final_loss == pytest.approx(np.mean([2.0 * 0.99**s for s in range(30, 40)]))
+    assert found.final_loss is None  # what was before it broke is not what the run ended at
+
+
+def test_a_damaged_run_is_not_said_to_be_sound(tmp_path):
+    run = written(make_run(), tmp_path / "run")
+    (run / "alerts-000-000.jsonl").unlink()
+    found = digest("run", FollowedRun(run), [])
+    assert (found.verdict, found.damaged) == ("watch", 1)
+    assert found.headline == "Worth a look: no warning and no severe alert in what could be read."
+    assert "A piece of this run could not be read." in found.words
 
 
 def test_an_empty_run_is_unknown(summed):

@@ -67,7 +67,7 @@ export class Evidence {
     const z = Array.from({ length: queries }, (_, i) => map.subarray(i * keys, (i + 1) * keys));
     this.caption.textContent = `${alt}. Each row is a query, each column a key; at step ${whole(alert.updated)}.`;
     this.chart.label(alt);
-    const axis = { showgrid: false, showticklabels: false, fixedrange: false, constrain: "domain" };
+    const axis = { showgrid: false, nticks: 5, ticks: "outside", ticklen: 3, fixedrange: false, constrain: "domain" };
     this.chart.draw(
       [
         {

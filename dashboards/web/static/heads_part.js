@@ -60,7 +60,7 @@ export class HeadsPart {
     this.colourWords.textContent = this.column.text;
     this.position = state.step === null ? positions.length - 1 : positionOf(positions, state.step);
     this.row = chosenRow(run, state, alert);
-    this.slider.show(positions, this.position, alerts, overview.last_step);
+    this.slider.show(positions, this.position, alerts, overview.last_step, overview.measured > positions.length);
     this.panel.choose(rows, this.row);
     this.once("grid", [id, version, this.column.name, this.position, this.row], () => this.readGrid());
     this.once("head", [id, version, this.row], () => this.readHead());

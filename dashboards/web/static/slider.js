@@ -37,7 +37,8 @@ export class Slider {
     this.stop();
   }
 
-  show(positions, position, alerts, lastStep) {
+  /** `isThinned`: whether a position stands for several measured steps. */
+  show(positions, position, alerts, lastStep, isThinned) {
     this.positions = positions;
     this.input.max = String(Math.max(0, positions.length - 1));
     this.input.value = String(position);
@@ -45,7 +46,7 @@ export class Slider {
     this.button.disabled = positions.length < 2;
     const end = position + 1 < positions.length ? positions[position + 1] - 1 : lastStep;
     const words =
-      end > positions[position] && positions.length >= 400
+      end > positions[position] && isThinned
         ? `${whole(positions[position])} – ${whole(end)}`
         : whole(positions[position]);
     const isNewest = position === positions.length - 1;
