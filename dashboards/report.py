@@ -94,6 +94,8 @@ def _fitting(folders: Sequence[Path], script: bytes, most_bytes: int) -> str:
     """The page with as many steps and figures as fit."""
     names = _names(folders)
     views = {name: RunView(folder, name) for folder, name in zip(folders, names, strict=True)}
+    for view in views.values():
+        view.verify()
     packed_script, size = _packed(script), most_bytes
     for positions, main_only in _STAGES:
         if len(packed_script) + 0.6 * expected_bytes(views, positions, main_only=main_only) > most_bytes:

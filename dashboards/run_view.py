@@ -108,6 +108,16 @@ class RunView:
             self._kept.clear()
         return self.version
 
+    def verify(self) -> None:
+        """Checks all that the run's tables hold, so that `problems` and the digest know of every damage.
+
+        Raises:
+            RunDirectoryError: the run is there no more.
+        """
+        self._run.verify()
+        self._generation += 1
+        self._kept.clear()
+
     def card(self) -> Answer:
         """A line in the list of runs."""
         summed = asdict(self.digest)

@@ -69,6 +69,7 @@ def _check(name: str, path: Path, fail_on: str) -> _Checked:
     from entropy_monitor.store import FollowedRun, latest_alerts
 
     run = FollowedRun(path)
+    run.verify()
     alerts = latest_alerts(run.events)
     fails = any(a.closed is None and severity_rank(a.severity) >= severity_rank(fail_on) for a in alerts)
     passed = not fails and not run.damage

@@ -138,6 +138,15 @@ class Batches:
             )
         return Decoded(list(messages), sizes, rows)
 
+    def verify(self) -> None:
+        """Checks every batch: what is damaged is known afterwards.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        for portion in self.portions(np.arange(len(self._starts))):
+            self._messages(portion.tolist())
+
     def decode_each(self, names: Sequence[str], batches: Ints) -> Iterator[tuple[Ints, Decoded]]:
         """Columns of batches, portion by portion, while the next ones are being decoded.
 

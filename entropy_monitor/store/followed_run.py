@@ -52,8 +52,6 @@ class FollowedRun:
         events: every change of an alert, in order.
         info: of `run.json`.
         plan: what was measured and how, by the latest session that says so.
-        problems: what could not be read, in words.
-        damage: of these, what will never be read: no ends that are still being written.
         has_ended: whether every rank of the last session ended its files in order.
         written: when something was written last, seconds since the epoch.
 
@@ -72,8 +70,9 @@ class FollowedRun:
         self.events: Sequence[AlertEvent] = ()
         self.info: Mapping[str, Any] = {}
         self.plan: Mapping[str, Any] = {}
-        self.problems: Sequence[str] = ()
-        self.damage: Sequence[str] = ()
+        self._files: Sequence[ColumnFile] = ()
+        self._problems: Sequence[str] = ()
+        self._notes: list[str] = []
         self.has_ended = False
         self.written = 0.0
         self.refresh()
@@ -100,6 +99,33 @@ class FollowedRun:
         return True
 
     @property
+    def problems(self) -> list[str]:
+        """What could not be read, in words, as far as it is known: see `verify`."""
+        return [*self._not_read, *self._notes]
+
+    @property
+    def damage(self) -> list[str]:
+        """Of these, what will never be read: no ends that are still being written."""
+        return [problem for problem in self._not_read if UNFINISHED not in problem]
+
+    def verify(self) -> None:
+        """Checks all that the tables hold, also what nobody asked for yet, and leaves out what is damaged.
+
+        Raises:
+            RunDirectoryError: the run is there no more.
+        """
+        try:
+            for file in self._files:
+                file.batches.verify()
+        except OSError as error:
+            raise RunDirectoryError(f"the run in {self.path} cannot be read: {error}") from error
+        self.refresh()
+
+    @property
+    def _not_read(self) -> list[str]:
+        return [*self._problems, *(words for file in self._files for words in file.problems)]
+
+    @property
     def _lost(self) -> int:
         return sum(len(file.batches.lost) for file in self._columns.values())
 
@@ -117,15 +143,11 @@ class FollowedRun:
         self.layers.update(_sources(layers, groups, ends, others))
         self.scalars = _by_name(merge_table(SCALARS, scalars, ends))
         self.events = merge_events(copies.events_without(read_event_logs(files, problems), others), ends)
-        problems += [
-            words for of_table in (heads, layers, levels) for f in of_table.values() for words in f.problems
-        ]
+        self._files = [file for of_table in (heads, layers, levels) for file in of_table.values()]
         stride = max(self.heads.stride, self.layers.stride)
-        notes = copies.in_words(others)
+        self._problems, self._notes = problems, copies.in_words(others)
         if stride > 1:
-            notes.append(f"this run is longer than can be shown: one of {stride} of its steps is")
-        self.problems = [*problems, *notes]
-        self.damage = [problem for problem in problems if UNFINISHED not in problem]
+            self._notes.append(f"this run is longer than can be shown: one of {stride} of its steps is")
         last = max((file.session for file in files), default=0)
         readers = [
             self._columns.get(file.path) or self._streams.get(file.path)

@@ -207,6 +207,20 @@ def test_damage_is_told_and_a_run_that_vanishes_is_an_error(tmp_path):
         RunView(path)
 
 
+def test_damage_is_known_at_once_when_a_view_is_verified(tmp_path):
+    path = written(make_run(), tmp_path)
+    file = path / "layers-000-000.arrows"
+    data = bytearray(file.read_bytes())
+    data[-50] ^= 1
+    file.write_bytes(data)
+    view = RunView(path)
+    assert (view.card()["verdict"], view.problems) == ("sound", [])
+    version = view.version
+    view.verify()
+    assert (view.card()["verdict"], len(view.problems)) == ("watch", 1)
+    assert view.version != version
+
+
 @pytest.mark.parametrize("model", [None, 3, "Name", ["a"], {"class": ["x"]}, {}])
 def test_what_another_version_wrote_in_run_json(tmp_path, model):
     path = written(make_run(), tmp_path)

@@ -213,6 +213,38 @@ def test_a_file_that_goes_between_two_looks_at_the_folder(tmp_path, g, monkeypat
         run.refresh()
 
 
+def test_damage_in_what_nobody_asked_for_is_found_when_the_run_is_verified(tmp_path, g):
+    write(tmp_path, g, range(0, 60, 10), Shape(changing=0), flush_every=2)
+    for name in ("heads", "levels", "layers"):
+        path = file_path(tmp_path, name, 0, 0)
+        data = bytearray(path.read_bytes())
+        data[-50 if name != "levels" else -8] ^= 1
+        path.write_bytes(data)
+    run = FollowedRun(tmp_path)
+    assert not any("damaged (" in problem for problem in run.damage)
+    assert run.heads.measured == 6
+    run.verify()
+    assert [problem.split(":")[0] for problem in run.damage] == [
+        "heads-000-000.arrows",
+        "layers-000-000.arrows",
+        "levels-000-000.arrows",
+    ]
+    assert run.problems == run.damage
+    assert run.heads.measured == run.layers.measured < 6
+    assert_followed(run, damaged=True)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(RunDirectoryError, match="cannot be read"):
+        run.verify()
+
+
+def test_an_end_that_is_not_whole_is_no_damage(tmp_path, g):
+    write(tmp_path, g, range(0, 60, 10), flush_every=2)
+    path = file_path(tmp_path, "heads", 0, 0)
+    path.write_bytes(path.read_bytes()[:-900])
+    run = FollowedRun(tmp_path)
+    assert (len(run.problems), run.damage) == (1, [])
+
+
 @pytest.mark.parametrize("older", [False, True], ids=["noted", "older"])
 def test_damage_anywhere_costs_what_it_costs_read_run(tmp_path, monkeypatch, older):
     if older:
