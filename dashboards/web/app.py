@@ -21,7 +21,7 @@ from entropy_monitor.dashboards.web.library import Library, UnknownRunError
 from entropy_monitor.errors import EntropyMonitorError
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 logger = logging.getLogger("entropy_monitor")
 
@@ -36,8 +36,7 @@ def create_app(
     refresh: float = 2.0,
     loopback_only: bool = False,
     framed: bool = False,
-    read_ahead: bool = False,
-) -> WSGIApplication:
+) -> App:
     """The page about the runs at and below a folder, as a WSGI app.
 
     It answers GET and HEAD only, and serves its own files, plotly's script and what `RunView` says of the
@@ -48,26 +47,40 @@ def create_app(
         refresh: seconds for which what was read counts as fresh.
         loopback_only: answer only requests that name this machine in their `Host` header.
         framed: whether pages of the same server may show it in a frame.
-        read_ahead: whether to begin reading the runs at once, before anybody asks.
 
     Raises:
         MissingExtraError: plotly is not installed.
     """
-    library = Library(root, refresh=refresh)
-    app = _App(library, loopback_only=loopback_only, framed=framed)
-    if read_ahead:
-        threading.Thread(target=library.cards, args=(_READ_AHEAD,), daemon=True).start()
-    return app
+    return App(Library(root, refresh=refresh), loopback_only=loopback_only, framed=framed)
 
 
-class _App:
+class App:
+    """What `create_app` returns: call it as WSGI says."""
+
     def __init__(self, library: Library, *, loopback_only: bool, framed: bool) -> None:
+        self._library = library
+        self._ahead: threading.Thread | None = None
+        self._stop = threading.Event()
         self._api = Api(library)
         self._assets = static_assets()
         self._loopback_only = loopback_only
         self._headers = security.headers(framed=framed)
 
+    def read_ahead(self) -> None:
+        """Begin to read the runs at once, before anybody asks; `close` ends it."""
+        self._ahead = threading.Thread(
+            target=self._library.cards, args=(_READ_AHEAD, self._stop), daemon=True
+        )
+        self._ahead.start()
+
+    def close(self) -> None:
+        """End reading ahead. A process that ends while a thread of it decodes is aborted."""
+        self._stop.set()
+        if self._ahead is not None:
+            self._ahead.join()
+
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answers a request; whatever happens, with a response."""
         request = Request(environ)
         try:
             response = self._answer(request)

@@ -8,22 +8,17 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from entropy_monitor.dashboards.run_view import RunView
 from entropy_monitor.errors import EntropyMonitorError, RunDirectoryError
+from entropy_monitor.store import find_runs
 
 logger = logging.getLogger("entropy_monitor")
 
-_RUN_FILE = "run.json"
-_DEEPEST = 6
-"""Folders between the root and a run."""
-_MOST_RUNS = 2000
-_MOST_FOLDERS = 20_000
-"""Folders looked into in one search, the shallow ones first: a checkpoint store can hold a million."""
 _QUICK_SEARCH = 0.05
 """Seconds; a search that takes longer, on a slow file system, is done again after twenty times as long."""
 _MOST_OPEN = 16
@@ -77,12 +72,13 @@ class Library:
         """The folder, as a person would name it."""
         return str(self._root.resolve())
 
-    def cards(self, patience: float = 1.0) -> list[Card]:
+    def cards(self, patience: float = 1.0, stop: threading.Event | None = None) -> list[Card]:
         """What `RunView.card` says of every run, in the order of their ids, each with its `id`.
 
         Args:
             patience: seconds after which runs that were never read are left for the next call; these have
                 a card with `pending`.
+            stop: leaves them likewise once it is set.
         """
         until = time.monotonic() + patience
         shelves = self._found()
@@ -94,7 +90,7 @@ class Library:
                 finally:
                     shelf.lock.release()
                 _put_away(shelves)
-            if time.monotonic() > until:
+            if time.monotonic() > until or (stop is not None and stop.is_set()):
                 break
         return [{"id": shelf.id, **(shelf.card or _not_read_yet(shelf))} for shelf in shelves]
 
@@ -140,35 +136,6 @@ class Library:
                 took = time.monotonic() - began
                 self._search_after = began + max(self._refresh, 20 * took if took > _QUICK_SEARCH else 0)
             return list(self._shelves.values())
-
-
-def find_runs(root: Path) -> Iterator[Path]:
-    """The folders at and below `root` that hold a run, the shallow ones first; links are not followed."""
-    level, looked, found = [root], 0, 0
-    for _ in range(_DEEPEST + 1):
-        below: list[Path] = []
-        for folder in level:
-            looked += 1
-            if looked > _MOST_FOLDERS or found == _MOST_RUNS:
-                return
-            is_run, inner = _look_into(folder)
-            if is_run:
-                found += 1
-                yield folder
-            below += inner
-        level = below
-
-
-def _look_into(folder: Path) -> tuple[bool, list[Path]]:
-    """Whether a folder is a run, and the folders in it that are not hidden."""
-    is_run, inner = False, []
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name == _RUN_FILE:
-                is_run = entry.is_file(follow_symlinks=False)
-            elif not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
-                inner.append(folder / entry.name)
-    return is_run, sorted(inner)
 
 
 def run_id(root: Path, path: Path) -> str:

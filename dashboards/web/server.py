@@ -51,7 +51,7 @@ def serve(
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ConfigurationError(f"{folder} {what}; give a run directory, or a folder of them")
-    app = create_app(folder, loopback_only=is_loopback(host), read_ahead=True)
+    app = create_app(folder, loopback_only=is_loopback(host))
     with _listening(host, port) as listener:
         server = _Server(host, port, app, _Handler, fd=listener.fileno())
     address = _address(host, server.port)
@@ -62,11 +62,15 @@ def serve(
             host,
             folder,
         )
-    if on_ready is not None:
-        on_ready(address)
-    if open_browser:
-        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-    server.serve_forever()
+    app.read_ahead()
+    try:
+        if on_ready is not None:
+            on_ready(address)
+        if open_browser:
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+        server.serve_forever()
+    finally:
+        app.close()
 
 
 def _listening(host: str, port: int) -> socket.socket:

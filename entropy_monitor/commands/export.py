@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from entropy_monitor.commands.base import DONE, Command, add_json, add_runs
 from entropy_monitor.commands.progress import Progress
 from entropy_monitor.commands.run_paths import run_paths
 from entropy_monitor.commands.terminal import print_json
-from entropy_monitor.errors import ConfigurationError
 
 
 class Export(Command):
@@ -57,11 +57,8 @@ def _places(paths: list[Path], given: Path | None) -> list[Path | None]:
     """Where each run goes."""
     if given is None or len(paths) == 1:
         return [given] * len(paths)
-    names = [path.resolve().name for path in paths]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigurationError(
-            f"several runs are called {', '.join(twice)}, and each would be written to {given / twice[0]}: "
-            "export them one by one, each with its own --out"
-        )
+    places = [path.resolve() for path in paths]
+    names = [place.name for place in places]
+    if len(set(names)) < len(names):  # seeds of a sweep: as they lie below the folder that holds them all
+        names = [str(place.relative_to(os.path.commonpath(places))) for place in places]
     return [given / name for name in names]

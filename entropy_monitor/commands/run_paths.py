@@ -6,31 +6,22 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from entropy_monitor.store.finding import find_runs
 from entropy_monitor.store.layout import RUN_FILE
-
-_DEEPEST = 3
 
 
 def run_paths(given: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Run directories: those given, and in the place of a folder that is none the runs below it.
+    """Run directories: those given, and in the place of a folder that is none all runs below it.
 
     A path with no run at or below it stays, so that whoever opens it says what is wrong. None comes twice.
+    Below a folder links are not followed.
     """
     found: dict[Path, Path] = {}
     for path in map(Path, given):
-        for run in _runs_at(path) or [path]:
+        below = [] if (path / RUN_FILE).is_file() else sorted(find_runs(path))
+        for run in below or [path]:
             found.setdefault(run.resolve(), run)
     return list(found.values())
-
-
-def _runs_at(path: Path) -> list[Path]:
-    if (path / RUN_FILE).is_file():
-        return [path]
-    for depth in range(1, _DEEPEST + 1):
-        runs = sorted(file.parent for file in path.glob("/".join(["*"] * depth + [RUN_FILE])))
-        if runs:
-            return runs
-    return []
 
 
 def names_of(paths: Iterable[Path]) -> list[str]:

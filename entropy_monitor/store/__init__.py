@@ -21,6 +21,7 @@ from entropy_monitor.store.cubes import Cubes
 from entropy_monitor.store.dataframes import alerts_frame, table_frame
 from entropy_monitor.store.directory import check_run_dir, next_session
 from entropy_monitor.store.exporting import export
+from entropy_monitor.store.finding import find_runs
 from entropy_monitor.store.followed_run import FollowedRun
 from entropy_monitor.store.merge import latest_alerts
 from entropy_monitor.store.places import Place
@@ -38,6 +39,7 @@ __all__ = [
     "alerts_frame",
     "check_run_dir",
     "export",
+    "find_runs",
     "latest_alerts",
     "next_session",
     "read_run",

@@ -18,12 +18,12 @@ def tree(tmp_path: Path) -> Path:
 
 def test_runs_stand_for_themselves_and_folders_for_the_runs_below(tree: Path) -> None:
     assert run_paths([tree / "b", tree / "a"]) == [tree / "b", tree / "a"]
-    assert run_paths([tree]) == [tree / "a", tree / "b"]
+    assert run_paths([tree]) == [tree / name for name in ("a", "a/inner", "b", "deep/er/c")]
     assert run_paths([tree / "deep"]) == [tree / "deep/er/c"]
 
 
 def test_none_comes_twice(tree: Path) -> None:
-    assert run_paths([tree / "b", tree, tree / "empty/../b"]) == [tree / "b", tree / "a"]
+    assert run_paths([tree / "b", tree / "a", tree / "empty/../b"]) == [tree / "b", tree / "a"]
 
 
 def test_what_holds_no_run_is_left_for_others_to_refuse(tree: Path) -> None:

@@ -73,8 +73,8 @@ def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Page:
 def test_the_summary_comes_first_and_in_words(page: Page) -> None:
     order = [
         "1 of 2 runs is sound. In trouble: bad.",
-        "Sound: no warning and no severe alert in 6 measured steps.",
         "In trouble since step 30:",
+        "Sound: no warning and no severe alert in 6 measured steps.",
         "What happened, in order",
         "What to change",
         "The charts are being unpacked.",

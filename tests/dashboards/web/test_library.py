@@ -10,9 +10,9 @@ import pytest
 
 from entropy_monitor.dashboards.run_view import RunView
 from entropy_monitor.dashboards.web import library as library_module
-from entropy_monitor.dashboards.web.library import Library, UnknownRunError, find_runs
+from entropy_monitor.dashboards.web.library import Library, UnknownRunError
 from entropy_monitor.errors import RunDirectoryError
-from entropy_monitor.store import documents
+from entropy_monitor.store import documents, find_runs, finding
 from tests.dashboards.web.written_runs import begin, step, write_run
 
 
@@ -65,9 +65,9 @@ def test_a_search_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path.joinpath(*"abcdefgh")
     write_run(deep, [0])
     assert deep not in set(find_runs(tmp_path))
-    monkeypatch.setattr(library_module, "_MOST_RUNS", 4)
+    monkeypatch.setattr(finding, "_MOST_RUNS", 4)
     assert len(list(find_runs(tmp_path))) == 4
-    monkeypatch.setattr(library_module, "_MOST_FOLDERS", 3)
+    monkeypatch.setattr(finding, "_MOST_FOLDERS", 3)
     assert len(list(find_runs(tmp_path))) == 2  # the root, and two below it
 
 
