@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 from entropy_monitor.dashboards.packing import pack
 from entropy_monitor.dashboards.report_data import expected_bytes, report_data
 from entropy_monitor.dashboards.run_view import RunView
-from entropy_monitor.dashboards.verdict import WORST_FIRST, advice, headline, history
+from entropy_monitor.dashboards.verdict import WORST_FIRST, advice, gravest, headline, history
 from entropy_monitor.dashboards.web.assets import plotly_script, static_text
 from entropy_monitor.dashboards.web.joined import joined_modules
 from entropy_monitor.errors import ConfigurationError, MissingExtraError
@@ -136,6 +136,7 @@ def render(views: Mapping[str, RunView], script: str, positions: int, *, main_on
         headline=headline(digests),
         digests=digests,
         verdicts=_VERDICTS,
+        causes=[(name, seen) for name, found in alerts if (seen := gravest(found)) is not None],
         problems=[(view.name, view.problems) for view in views.values() if view.problems],
         events=[event for event in events if event in worst],
         more_events=max(0, len(events) - _MOST_EVENTS),

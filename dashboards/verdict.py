@@ -155,6 +155,12 @@ def digest(name: str, run: FollowedRun, alerts: Sequence[Alert]) -> Digest:
     return replace(summed, headline=sentences[0], words=" ".join(sentences))
 
 
+def gravest(alerts: Sequence[Alert]) -> Alert | None:
+    """The first of the most severe alerts; None where there is none that is more than a remark."""
+    serious = [alert for alert in alerts if severity_rank(alert.severity) > severity_rank("info")]
+    return min(serious, key=lambda alert: (-severity_rank(alert.severity), alert.opened), default=None)
+
+
 def history(runs: Iterable[tuple[str, Sequence[Alert]]]) -> list[Event]:
     """The alerts of all runs, each with its name, in the order in which they opened."""
     events = [

@@ -75,6 +75,7 @@ def test_the_summary_comes_first_and_in_words(page: Page) -> None:
         "1 of 2 runs is sound. In trouble: bad.",
         "In trouble since step 30:",
         "Sound: no warning and no severe alert in 6 measured steps.",
+        "What was seen in bad (as of step 30): ",
         "What happened, in order",
         "What to change",
         "The charts are being unpacked.",
